@@ -1,0 +1,44 @@
+"""kachery_p2p: files by their content, between the computers of a lab.
+
+    import kachery_p2p as kp
+
+    uri = kp.store_file("recording.h5")     # sha1://.../recording.h5
+    path = kp.load_file(uri)                # here, or from whoever in the channel has it
+
+Importing this loads neither the network nor numpy; what a call needs it loads itself.
+"""
+
+from kachery_p2p.client.files import (
+    get_node_id,
+    load_bytes,
+    load_file,
+    load_json,
+    load_npy,
+    load_pkl,
+    load_text,
+    store_file,
+    store_json,
+    store_npy,
+    store_pkl,
+    store_text,
+)
+from kachery_p2p.errors import KacheryError, LoadFileError
+from kachery_p2p.version import __version__
+
+__all__ = [
+    "store_file",
+    "store_text",
+    "store_json",
+    "store_npy",
+    "store_pkl",
+    "load_file",
+    "load_bytes",
+    "load_text",
+    "load_json",
+    "load_npy",
+    "load_pkl",
+    "get_node_id",
+    "KacheryError",
+    "LoadFileError",
+    "__version__",
+]

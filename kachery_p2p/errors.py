@@ -1,0 +1,320 @@
+"""Every exception a user of kachery_p2p can meet.
+
+Each says whose fault it is and what to do next. `str(error)` is one line, lower
+case, without a full stop, as the command line prints it after `error:`; `hint`
+is the line after `hint:`. `exit_code` is the documented exit code of the command
+line (README, "Exit codes"). The docstrings are written for the person who meets
+the error, not for the programmer who raises it.
+"""
+
+from __future__ import annotations
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_DAEMON_DOWN = 4
+EXIT_REFUSED = 5
+EXIT_STORAGE = 6
+EXIT_CORRUPT = 7
+EXIT_TIMEOUT = 8
+EXIT_IN_USE = 9
+EXIT_CONFIG = 10
+
+
+class KacheryError(Exception):
+    """Something kachery_p2p could not do. Every other error here is a kind of this one."""
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+# --- what you asked for ---------------------------------------------------------------
+
+
+class UriError(KacheryError, ValueError):
+    """The URI is not one that kachery_p2p can read: look for a missing or extra character."""
+
+    exit_code = EXIT_USAGE
+
+
+class UnknownSchemeError(UriError):
+    """The URI starts with a scheme that this version does not read."""
+
+
+class InvalidNameError(KacheryError, ValueError):
+    """A label, channel name or file name holds characters that are not allowed there."""
+
+    exit_code = EXIT_USAGE
+
+
+class InvalidRangeError(KacheryError, ValueError):
+    """The byte range asked for does not lie inside the file."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataFormatError(KacheryError, ValueError):
+    """The bytes are what was stored, but they are not of the format you asked to load."""
+
+    exit_code = EXIT_CORRUPT
+
+
+class UnsafePickleError(DataFormatError):
+    """The pickle could run code when loaded, so it was not loaded. Ask its author for JSON or npy."""
+
+
+class UnsupportedValueError(KacheryError, TypeError):
+    """The value cannot be stored in this format: the message says which part of it."""
+
+    exit_code = EXIT_USAGE
+
+
+# --- loading --------------------------------------------------------------------------
+
+
+class LoadFileError(KacheryError):
+    """The content of a URI could not be had; the kinds of this error say why."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+class NotFoundError(LoadFileError):
+    """Neither this computer nor any node that answered has the content."""
+
+
+class AllProvidersFailedError(LoadFileError):
+    """Some nodes said they have the content, but none delivered it; the message names each and why."""
+
+
+class LoadTimeoutError(LoadFileError):
+    """The content did not arrive within the time allowed; what did arrive is kept for the next try."""
+
+    exit_code = EXIT_TIMEOUT
+
+
+class VerificationError(LoadFileError):
+    """The bytes do not match their hash, and were not returned."""
+
+    exit_code = EXIT_CORRUPT
+
+
+class CorruptObjectError(VerificationError):
+    """A file in your store no longer has the bytes its name promises; it was put in quarantine."""
+
+
+class UriInconsistentError(VerificationError):
+    """The URI's two hashes name different contents: whoever made the URI made a mistake, or lied."""
+
+
+class RootMismatchError(VerificationError):
+    """The URI's root is not the root of the bytes that this node itself has hashed under that name."""
+
+
+class HashCollisionError(VerificationError):
+    """Two different contents have one SHA-1: someone forged one of them. The stored one was kept."""
+
+
+# --- storing --------------------------------------------------------------------------
+
+
+class StoreError(KacheryError):
+    """The file could not be stored. Nothing half-written is left under a content name."""
+
+    exit_code = EXIT_STORAGE
+
+
+class SourceFileError(StoreError):
+    """The file to be stored is missing, is a directory, or may not be read."""
+
+    exit_code = EXIT_USAGE
+
+
+class SourceChangedError(StoreError):
+    """The file was being written to while it was stored: store it again when it is finished."""
+
+
+class StorageFullError(StoreError):
+    """The disk of the store is full, or would go below the reserve that is kept free."""
+
+
+class StorePermissionError(StoreError):
+    """The store directory may not be written by you."""
+
+    exit_code = EXIT_REFUSED
+
+
+class StorageFailedError(StoreError):
+    """The disk failed while writing (an I/O error): the file was not stored."""
+
+
+class PartialInUseError(StoreError):
+    """Another process of this node is already downloading the same content into the same store."""
+
+    exit_code = EXIT_IN_USE
+
+
+class ResolutionError(KacheryError):
+    """The destination exists, or its directory does not."""
+
+    exit_code = EXIT_USAGE
+
+
+# --- keys, configuration, channels ------------------------------------------------------
+
+
+class ConfigError(KacheryError):
+    """A setting, option or configuration file is wrong; the message names it."""
+
+    exit_code = EXIT_CONFIG
+
+
+class StateVersionError(ConfigError):
+    """State on disk was written by a newer kachery_p2p: upgrade this one."""
+
+
+class StateCorruptError(ConfigError):
+    """A state file is damaged; the message names it and what can be rebuilt."""
+
+
+class KeyFileError(ConfigError):
+    """A key file is missing, damaged, or readable by other users of this computer."""
+
+
+class ChannelError(KacheryError):
+    """Something about a channel is not right; the message says what."""
+
+    exit_code = EXIT_CONFIG
+
+
+class UnknownChannelError(ChannelError):
+    """This node has not joined a channel of that name."""
+
+
+class ChannelSecretMissingError(ChannelError):
+    """The channel is entered with a shared secret, and none was given."""
+
+
+class WeakSecretError(ChannelError):
+    """The secret is not one that kachery_p2p generated, so it may be guessable, or was mistyped."""
+
+
+class SecretMismatchError(ChannelError):
+    """The secret given is not the one that this node joined the channel with."""
+
+
+class UnsafeFileError(ChannelError):
+    """A file that decides who may enter could be changed by other users of this computer."""
+
+
+# --- the daemon ----------------------------------------------------------------------------
+
+
+class DaemonError(KacheryError):
+    """The local daemon could not do what was asked."""
+
+
+class DaemonDownError(DaemonError):
+    """No daemon is running for this configuration: start one with `kachery-p2p start`."""
+
+    exit_code = EXIT_DAEMON_DOWN
+
+
+class DaemonAuthError(DaemonError):
+    """The daemon refused: it belongs to another user, or the token is missing or wrong."""
+
+    exit_code = EXIT_REFUSED
+
+
+class DaemonTimeoutError(DaemonError):
+    """The daemon did not answer in time."""
+
+    exit_code = EXIT_TIMEOUT
+
+
+class DaemonRunningError(DaemonError):
+    """A daemon is already running on this configuration directory."""
+
+    exit_code = EXIT_IN_USE
+
+
+class AddressInUseError(DaemonError):
+    """Another program already listens on the address."""
+
+    exit_code = EXIT_IN_USE
+
+
+class DaemonProtocolError(DaemonError):
+    """The daemon and this program do not speak the same version, or one sent nonsense."""
+
+
+# --- other nodes ---------------------------------------------------------------------------
+
+
+class PeerError(KacheryError):
+    """Another node broke the protocol, failed, or went away. Never the fault of your data."""
+
+
+class ProtocolError(PeerError):
+    """A peer sent bytes that PROTOCOL.md does not allow; the connection was ended."""
+
+
+class ProtocolVersionError(PeerError):
+    """A peer speaks another version of the protocol; the message says which side to upgrade."""
+
+
+class PeerTimeoutError(PeerError):
+    """A peer did not answer within its deadline."""
+
+    exit_code = EXIT_TIMEOUT
+
+
+class PeerGoneError(PeerError):
+    """The connection to a peer ended before it had answered."""
+
+
+class PeerRefusedError(PeerError):
+    """A peer answered that it does not have the content or may not give it to us: it does not say which."""
+
+    exit_code = EXIT_REFUSED
+
+
+class PeerBusyError(PeerError):
+    """A peer cannot answer just now (it is hashing the content for the first time): ask again."""
+
+
+class PeerUnreachableError(PeerError):
+    """No connection could be made to a peer at any of its addresses."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+class NotAMemberError(PeerError):
+    """The node on the other side could not prove that it belongs to a channel we are in."""
+
+    exit_code = EXIT_REFUSED
+
+
+def by_name(name: str) -> type[KacheryError]:
+    """The error class called `name`, or `KacheryError`: errors travel between daemon and client by name."""
+    found = globals().get(name)
+    if isinstance(found, type) and issubclass(found, KacheryError):
+        return found
+    return KacheryError
+
+
+def sole_error(group: BaseExceptionGroup[BaseException]) -> KacheryError | None:
+    """The first error of a group of nothing but ours: tasks that fail together fail for one reason.
+
+    None if anything else is among them, which must not be hidden.
+    """
+    ours, others = group.split(KacheryError)
+    if ours is None or others is not None:
+        return None
+    found: BaseException = ours
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, KacheryError)
+    return found

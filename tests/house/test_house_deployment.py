@@ -1,0 +1,220 @@
+"""Whatever the deployment files name is there: paths, commands, options, variables, ports."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kachery_p2p import limits
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+NODES = {name: service for name, service in SERVICES.items() if "entrypoint" not in service}
+DOCKERFILE = (ROOT / "bootstrap/Dockerfile").read_text().replace("\\\n", " ")
+UNIT = (ROOT / "bootstrap/kachery-p2p.service").read_text()
+DOCUMENTS = ("bootstrap/README.md", "CONTRIBUTING.md", "docker-compose.yml", "README.md")
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every `kachery-p2p ...` that a deployment file or a page runs, and where it stands."""
+    for name, service in NODES.items():
+        yield f"docker-compose.yml {name}", service["command"]
+        yield f"docker-compose.yml {name} healthcheck", service["healthcheck"]["test"][2:]
+    yield (
+        "kachery-p2p.service",
+        shlex.split(re.findall(r"^ExecStart=(.*)", UNIT, re.MULTILINE)[0])[1:],
+    )
+    yield "introduce.py", ["status", "--json", "--wait", "60"]
+    for document in DOCUMENTS:
+        for line in (ROOT / document).read_text().splitlines():
+            for run in re.findall(r"^(?:#?    |\$ ).*?\bkachery-p2p ([a-z][^|)#<>`\[]*)", line):
+                yield document, run.replace('"', "").split()
+
+
+@functools.cache
+def help_of(*command: str) -> str:
+    """The help of a command; fails for a command that is not there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kachery_p2p", *command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """Where each named volume is mounted."""
+    return {text.split(":")[0]: text.split(":")[1] for text in service["volumes"]}
+
+
+def option(command: list[str], name: str) -> str:
+    """The value of `--name=value` in a command."""
+    return next(word.partition("=")[2] for word in command if word.startswith(f"--{name}="))
+
+
+def copied() -> list[tuple[list[str], str]]:
+    """What each COPY of the Dockerfile takes from the repository, and where it puts it."""
+    found = []
+    for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE):
+        words = [word for word in line.split() if not word.startswith("--")]
+        found.append((words[:-1], words[-1]))
+    return found
+
+
+@pytest.mark.parametrize(("where", "command"), list(commands()))
+def test_every_command_and_option_that_is_written_down_exists(
+    where: str, command: list[str]
+) -> None:
+    name = command[:2] if command[0] == "channel" else command[:1]
+    text = help_of(*name)
+    for word in command:
+        if word.startswith("--"):
+            assert re.search(rf"{word.partition('=')[0]}\b", text), f"{where}: {word}"
+
+
+def test_enough_commands_are_written_down_for_the_test_above() -> None:
+    assert {command[0] for _, command in commands()} >= {
+        "start",
+        "status",
+        "store",
+        "cat",
+        "channel",
+    }
+
+
+def test_the_image_is_built_from_what_is_in_the_repository() -> None:
+    for service in SERVICES.values():
+        assert (ROOT / service["build"]["context"]).resolve() == ROOT
+        assert (ROOT / service["build"]["dockerfile"]).is_file()
+    allowed = (ROOT / "bootstrap/Dockerfile.dockerignore").read_text().splitlines()
+    for sources, _ in copied():
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in allowed, source
+
+
+def test_the_image_installs_locked_versions_only() -> None:
+    installs = re.findall(r"pip (?:install|wheel) [^&\n]*", DOCKERFILE)
+    assert len(installs) == 4
+    assert all("--require-hashes" in line or "--no-deps" in line for line in installs)
+    assert all(line.count("--no-build-isolation") or "-build.txt" in line for line in installs[:3])
+
+
+def test_nodes_are_not_root_and_keep_what_is_theirs_in_volumes() -> None:
+    assert re.findall(r"^USER (\w+)$", DOCKERFILE, re.MULTILINE) == ["kachery"]
+    made = re.findall(r"install -d -o kachery -g kachery -m \d+ ([/\w ]+)", DOCKERFILE)
+    writable = {path for group in made for path in group.split()}
+    for service in SERVICES.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert "user" not in service
+        assert set(mounts(service)) <= set(COMPOSE["volumes"])
+        assert set(mounts(service).values()) <= writable
+    directories = dict(re.findall(r"(KACHERY_\w+)=(\S+)", DOCKERFILE))
+    for service in NODES.values():
+        assert set(directories.values()) <= set(mounts(service).values())
+
+
+def test_no_two_nodes_share_a_key_or_a_store() -> None:
+    own = [
+        volume for node in NODES.values() for volume in mounts(node) if volume != "introductions"
+    ]
+    assert len(own) == len(set(own)) == 2 * len(NODES)
+
+
+def test_only_the_http_doors_are_published_and_only_here() -> None:
+    for service in SERVICES.values():
+        for port in service.get("ports", []):
+            host, outside, inside = port.split(":")
+            assert host == "127.0.0.1"
+            # The door checks the port it is called by, so it must be the same on both sides.
+            assert inside == outside == option(service["command"], "http").rpartition(":")[2]
+    assert all(len(node["ports"]) == 1 for node in NODES.values())
+
+
+def test_each_node_advertises_its_own_name_and_port() -> None:
+    for name, node in NODES.items():
+        port = option(node["command"], "listen").rpartition(":")[2]
+        assert option(node["command"], "advertise") == f"{name}:{port}"
+        assert option(node["command"], "label") == name
+
+
+def test_the_second_node_is_introduced_to_the_first() -> None:
+    introduction = SERVICES["introduction"]
+    path, name = introduction["command"]
+    assert name == "node-a"
+    assert mounts(introduction)["node-a-config"] == mounts(NODES["node-a"])["node-a-config"]
+    assert path.startswith(mounts(introduction)["introductions"] + "/")
+    assert option(NODES["node-b"]["command"], "bootstrap") == f"@{path}"
+    assert mounts(NODES["node-b"])["introductions"] == mounts(introduction)["introductions"]
+    script = introduction["entrypoint"][-1].removeprefix("/app/")
+    assert (["bootstrap/introduce.py"], script) in copied()
+    assert NODES["node-b"]["depends_on"] == {
+        "introduction": {"condition": "service_completed_successfully"}
+    }
+
+
+def test_the_channel_of_the_nodes_is_in_the_image_and_its_secret_in_the_environment() -> None:
+    for node in NODES.values():
+        file = f"channels/{option(node['command'], 'channel')}.toml"
+        assert ([file], file) in copied()
+        channel = tomllib.loads((ROOT / file).read_text())
+        assert set(node["environment"]) == {channel["secret_env"]}
+        assert channel["kind"] == "shared-secret"
+    assert SERVICES["introduction"]["environment"] == {}
+
+
+def test_every_variable_that_is_named_is_read_somewhere() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "kachery_p2p").rglob("*.py"))
+    texts = [DOCKERFILE, UNIT, *((ROOT / name).read_text() for name in DOCUMENTS)]
+    for variable in {
+        name for text in texts for name in re.findall(r"\bKACHERY_[A-Z0-9_]+\b", text)
+    }:
+        assert f'"{variable}"' in code, variable
+
+
+def test_a_node_has_time_to_stop() -> None:
+    for node in NODES.values():
+        assert int(node["stop_grace_period"].removesuffix("s")) > limits.STOP_S_MAX
+    assert int(re.findall(r"^TimeoutStopSec=(\d+)", UNIT, re.MULTILINE)[0]) > limits.STOP_S_MAX
+
+
+def introduce(tmp_path: Path, addresses: list[str], *arguments: str) -> tuple[int, str]:
+    """The exit code of introduce.py beside a node with `addresses`, and what it wrote."""
+    command = tmp_path / "kachery-p2p"
+    command.write_text(f"#!/bin/sh\necho '{json.dumps({'addresses': addresses})}'\n")
+    command.chmod(0o755)
+    written = tmp_path / "introductions"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bootstrap/introduce.py"), str(written), *arguments],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        timeout=60,
+    )
+    return done.returncode, written.read_text() if written.exists() else ""
+
+
+def test_an_introduction_holds_the_addresses_of_the_name_that_stays(tmp_path: Path) -> None:
+    named = "/dns/node-a/tcp/20432/p2p/12D3KooW"
+    passing = "/ip4/192.0.2.7/tcp/20432/p2p/12D3KooW"
+    assert introduce(tmp_path, [named, passing], "node-a") == (0, f"{named}\n")
+    assert introduce(tmp_path, [named, passing]) == (0, f"{named}\n{passing}\n")
+
+
+def test_a_node_without_that_name_leaves_no_introduction(tmp_path: Path) -> None:
+    assert introduce(tmp_path, ["/ip4/192.0.2.7/tcp/20432/p2p/12D3KooW"], "node-a") == (1, "")
