@@ -1,0 +1,192 @@
+"""Manifests: the hashes by which every MiB of a content is verified on its own.
+
+A content is cut into chunks of 1 MiB (the last may be shorter). The BLAKE3 hashes
+of up to 1,024 chunks, one after the other, are a *page*; a page covers 1 GiB. The
+BLAKE3 hashes of the pages, after a header that names the size and the SHA-1, are
+the *root object*, and its BLAKE3 is the *root*. To read one byte of a file whose
+root is known takes the root object, one page (32 KiB at most) and one chunk.
+
+    root object, big-endian
+    0   8  magic "kp2proot"
+    8   8  size of the content
+    16  4  chunk size, always 1 MiB
+    20  20 SHA-1 of the content
+    40  32 BLAKE3 of each page
+
+Nothing here touches a disk or a socket: bytes come in, hashes go out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kachery_p2p.content.hashes import ContentHash, Root
+from kachery_p2p.errors import DataFormatError, UnsupportedValueError, VerificationError
+from kachery_p2p.limits import CHUNK_BYTES, PAGE_CHUNKS_MAX, ROOT_PAGES_MAX
+
+MAGIC = b"kp2proot"
+HASH_BYTES = 32
+HEADER_BYTES = 40
+PAGE_BYTES_MAX = PAGE_CHUNKS_MAX * HASH_BYTES
+CONTENT_BYTES_MAX = ROOT_PAGES_MAX * PAGE_CHUNKS_MAX * CHUNK_BYTES
+
+Bytes = bytes | bytearray | memoryview
+
+
+def chunk_hash(data: Bytes) -> bytes:
+    """The BLAKE3 of one chunk (or page, or root object), 32 bytes."""
+    from blake3 import blake3  # 2 ms that a client which only stores small values need not spend
+
+    return blake3(data).digest()
+
+
+def chunk_count(size: int) -> int:
+    """How many chunks a content of `size` bytes has; none when it is empty."""
+    return -(-size // CHUNK_BYTES)
+
+
+def page_count(size: int) -> int:
+    """How many pages the chunk hashes of a content of `size` bytes fill."""
+    return -(-chunk_count(size) // PAGE_CHUNKS_MAX)
+
+
+def chunk_length(size: int, number: int) -> int:
+    """How many bytes chunk `number` has: 1 MiB, or less for the last one."""
+    assert 0 <= number < chunk_count(size), "no such chunk"
+    return min(CHUNK_BYTES, size - number * CHUNK_BYTES)
+
+
+def page_length(size: int, number: int) -> int:
+    """How many bytes page `number` has: 32 for each chunk it covers."""
+    assert 0 <= number < page_count(size), "no such page"
+    return HASH_BYTES * min(PAGE_CHUNKS_MAX, chunk_count(size) - number * PAGE_CHUNKS_MAX)
+
+
+def page_of(chunk: int) -> tuple[int, int]:
+    """Which page holds the hash of `chunk`, and at which position in it."""
+    return divmod(chunk, PAGE_CHUNKS_MAX)
+
+
+class RootObject(NamedTuple):
+    """What the root is the hash of: the size, the SHA-1, and the BLAKE3 of each page."""
+
+    size: int
+    content: ContentHash
+    pages: tuple[bytes, ...]
+
+    @property
+    def root(self) -> Root:
+        """The content's root: the BLAKE3 of `encode()`."""
+        return Root.of_raw(chunk_hash(self.encode()))
+
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks the content has."""
+        return chunk_count(self.size)
+
+    @property
+    def page_count(self) -> int:
+        """How many pages there are."""
+        return len(self.pages)
+
+    def encode(self) -> bytes:
+        """The bytes of the root object, as they travel and as the root hashes them."""
+        header = MAGIC + self.size.to_bytes(8, "big") + CHUNK_BYTES.to_bytes(4, "big")
+        return b"".join((header, self.content.raw, *self.pages))
+
+    @classmethod
+    def decode(cls, data: bytes) -> RootObject:
+        """The root object that `data` spells; `DataFormatError` if any byte is wrong."""
+        if len(data) < HEADER_BYTES:
+            raise DataFormatError(f"root object is cut off: {len(data)} bytes")
+        if data[:8] != MAGIC:
+            raise DataFormatError("root object does not begin with its magic bytes")
+        if (chunk_bytes := int.from_bytes(data[16:20], "big")) != CHUNK_BYTES:
+            raise DataFormatError(
+                f"root object has chunks of {chunk_bytes} bytes, not {CHUNK_BYTES}"
+            )
+        size = int.from_bytes(data[8:16], "big")
+        if size > CONTENT_BYTES_MAX:
+            raise DataFormatError(f"root object claims {size} bytes, more than {CONTENT_BYTES_MAX}")
+        length = HEADER_BYTES + HASH_BYTES * page_count(size)
+        if len(data) != length:
+            raise DataFormatError(
+                f"root object of {size} bytes of content must have {length} bytes, not {len(data)}"
+            )
+        pages = (
+            bytes(data[at : at + HASH_BYTES]) for at in range(HEADER_BYTES, length, HASH_BYTES)
+        )
+        return cls(size, ContentHash.of_raw(bytes(data[20:HEADER_BYTES])), tuple(pages))
+
+
+class Manifest(NamedTuple):
+    """A root object with its pages: every hash that is needed to verify every chunk."""
+
+    root_object: RootObject
+    pages: tuple[bytes, ...]
+
+    @property
+    def root(self) -> Root:
+        """The content's root."""
+        return self.root_object.root
+
+    @property
+    def size(self) -> int:
+        """The content's size in bytes."""
+        return self.root_object.size
+
+    @property
+    def content(self) -> ContentHash:
+        """The content's SHA-1."""
+        return self.root_object.content
+
+    def chunk_hash(self, number: int) -> bytes:
+        """The BLAKE3 that chunk `number` must have."""
+        assert 0 <= number < self.root_object.chunk_count, "no such chunk"
+        page, position = page_of(number)
+        return self.pages[page][position * HASH_BYTES : (position + 1) * HASH_BYTES]
+
+
+class ManifestBuilder:
+    """Build a manifest from the chunks in order. Keeps 32 bytes a chunk, never the chunks."""
+
+    def __init__(self) -> None:
+        self._table = bytearray()
+        self._size = 0
+
+    def update(self, chunk: Bytes) -> None:
+        """Take the next chunk: exactly 1 MiB, unless it is the last; an empty one is none."""
+        assert self._size % CHUNK_BYTES == 0, "only the last chunk may be short"
+        assert 0 < memoryview(chunk).nbytes <= CHUNK_BYTES, "a chunk has 1 byte to 1 MiB"
+        if len(self._table) >= ROOT_PAGES_MAX * PAGE_BYTES_MAX:
+            raise UnsupportedValueError(f"a content has at most {CONTENT_BYTES_MAX} bytes (16 TiB)")
+        self._table += chunk_hash(chunk)
+        self._size += memoryview(chunk).nbytes
+
+    def finish(self, content: ContentHash) -> Manifest:
+        """The manifest of all chunks taken, `content` being the SHA-1 of the same bytes."""
+        table = bytes(self._table)
+        pages = tuple(
+            table[at : at + PAGE_BYTES_MAX] for at in range(0, len(table), PAGE_BYTES_MAX)
+        )
+        page_hashes = tuple(chunk_hash(page) for page in pages)
+        return Manifest(RootObject(self._size, content, page_hashes), pages)
+
+
+def verify_page(root_object: RootObject, number: int, page: bytes) -> None:
+    """Pass if `page` is page `number` of the content; else `VerificationError`."""
+    if not 0 <= number < root_object.page_count:
+        raise VerificationError(f"the content has no page {number}")
+    # The length is checked too, so that a reader may cut the page without looking again.
+    if len(page) != page_length(root_object.size, number):
+        raise VerificationError(f"page {number} has {len(page)} bytes, which is not its length")
+    if chunk_hash(page) != root_object.pages[number]:
+        raise VerificationError(f"page {number} does not match its hash")
+
+
+def verify_chunk(page: bytes, position: int, data: Bytes) -> None:
+    """Pass if `data` is the chunk at `position` of a verified page; else `VerificationError`."""
+    if not 0 <= position < len(page) // HASH_BYTES:
+        raise VerificationError(f"the page has no chunk at position {position}")
+    if chunk_hash(data) != page[position * HASH_BYTES : (position + 1) * HASH_BYTES]:
+        raise VerificationError(f"the chunk at position {position} does not match its hash")

@@ -1,0 +1,55 @@
+"""Names of contents: parsed once, compared as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from kachery_p2p.content.hashes import ContentHash, Root, quoted, sha1_of
+from kachery_p2p.errors import UriError
+
+SHA1 = "b971c6ef19b1d70ae8f0feb989b106c319b36230"
+
+
+def test_the_sha1_of_the_familys_test_file_is_the_known_one() -> None:
+    assert sha1_of(b"test-content\n") == SHA1
+
+
+def test_upper_case_hex_is_lowered() -> None:
+    assert ContentHash.parse(SHA1.upper()) == SHA1
+
+
+def test_raw_bytes_come_back() -> None:
+    assert ContentHash.of_raw(ContentHash(SHA1).raw) == SHA1
+    assert len(Root.parse("ab" * 32).raw) == 32
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SHA1[1:],
+        SHA1 + "0",
+        SHA1[:-1] + "g",
+        SHA1[:-1] + " ",
+        SHA1[:-1] + "\u0663",
+        "\u212a" * 40,
+    ],
+)
+def test_anything_but_forty_hex_characters_is_refused(text: str) -> None:
+    with pytest.raises(UriError):
+        ContentHash.parse(text)
+
+
+def test_raw_bytes_of_another_length_are_refused() -> None:
+    with pytest.raises(UriError):
+        Root.of_raw(bytes(20))
+
+
+def test_the_error_says_how_many_characters_are_missing() -> None:
+    with pytest.raises(UriError, match="cut off: it has 39 characters, not 40"):
+        ContentHash.parse(SHA1[1:])
+
+
+def test_what_is_quoted_is_escaped_and_short() -> None:
+    assert quoted("\x1b[31m\u202e") == r"'\x1b[31m\u202e'"
+    assert len(quoted("a" * 10_000)) < 100
