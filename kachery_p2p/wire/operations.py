@@ -1,0 +1,330 @@
+"""What a client may ask its daemon: the one table that both doors and every client go by.
+
+An operation has a name, a body (a map of fields), a result (another map) and, where
+it may take long, progress maps in between. The Unix door carries them as msgpack
+frames, the HTTP door as JSON; neither knows more about an operation than stands here.
+
+    request    {"op": name, "body": {...}}          (HTTP: POST /api/1/NAME with the body)
+    progress   {"progress": {...}}                  any number of times; {} only says "alive"
+    answer     {"ok": {...}} or {"error": {"name": ..., "message": ..., "hint": ...}}
+               (HTTP: the result map itself, or {"error": ...} with a status of 400 or more)
+
+A field that is left out is None, which only the optional ones may be. Fields that the
+table does not know are refused in a body, so that a mistyped option is never silently
+ignored, and dropped from a result, so that a newer daemon can serve an older client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from kachery_p2p.errors import DaemonProtocolError, KacheryError, by_name
+from kachery_p2p.limits import MESSAGE_ITEMS_MAX, PEERS_MAX, TEXT_CHARS_MAX
+
+# Version of this table. Told in `hello`; a mismatch names the side to upgrade.
+DOOR_VERSION = 1
+# Credentials: a caller at the Unix door is the daemon's own user, one at HTTP holds the token.
+OWNER = "owner"
+TOKEN = "token"  # noqa: S105 - the name of a kind of credential
+# Larger sizes would not fit a signed 64-bit file offset.
+SIZE_MAX = (1 << 63) - 1
+# Ten years: longer deadlines are mistakes, and infinities do not travel in JSON.
+SECONDS_MAX = 315_360_000.0
+
+Body = dict[str, Any]
+
+
+class Kind(NamedTuple):
+    """What a field may hold: a test, and its name for the sentence that refuses."""
+
+    name: str
+    fits: Callable[[object], bool]
+
+
+class Field(NamedTuple):
+    kind: Kind
+    required: bool = True
+
+
+Fields = Mapping[str, Field]
+
+
+class Operation(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    body: Fields
+    result: Fields
+    # The credentials with which it may be called: OWNER at the Unix door, TOKEN at the HTTP door.
+    needs: frozenset[str] = frozenset({OWNER, TOKEN})
+    # Progress maps may come before the answer (at the HTTP door as lines of JSON).
+    streams: bool = False
+    # A descriptor must come with the request.
+    takes_descriptor: bool = False
+
+
+def _is_integer(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_text(value: object, chars_max: int) -> bool:
+    return isinstance(value, str) and len(value) <= chars_max
+
+
+def _is_hex(value: object, digits: int) -> bool:
+    return isinstance(value, str) and len(value) == digits and not value.strip("0123456789abcdef")
+
+
+def _is_number(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def text(chars_max: int = TEXT_CHARS_MAX) -> Kind:
+    return Kind(f"text of at most {chars_max} characters", lambda v: _is_text(v, chars_max))
+
+
+def hexadecimal(digits: int) -> Kind:
+    return Kind(f"{digits} lower-case hexadecimal digits", lambda v: _is_hex(v, digits))
+
+
+def integer(most: int = SIZE_MAX) -> Kind:
+    return Kind(f"an integer from 0 to {most}", lambda v: _is_integer(v, 0, most))
+
+
+def list_of(kind: Kind, items_max: int = MESSAGE_ITEMS_MAX) -> Kind:
+    def fits(value: object) -> bool:
+        return isinstance(value, list) and len(value) <= items_max and all(map(kind.fits, value))
+
+    return Kind(f"a list of at most {items_max}, each {kind.name}", fits)
+
+
+def record(fields: Fields) -> Kind:
+    """A map of its own. Unknown keys do not disturb it: a newer daemon may tell more."""
+
+    def fits(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            _may_hold(field, value.get(name)) for name, field in fields.items()
+        )
+
+    return Kind(f"a map of {', '.join(fields)}", fits)
+
+
+def _may_hold(field: Field, value: object) -> bool:
+    return not field.required if value is None else field.kind.fits(value)
+
+
+def optional(kind: Kind) -> Field:
+    return Field(kind, required=False)
+
+
+TEXT = text()
+NAME = text(256)
+CONTENT = hexadecimal(40)
+ROOT = hexadecimal(64)
+NODE = hexadecimal(64)
+SIZE = integer()
+COUNT = integer()
+FLAG = Kind("true or false", lambda v: isinstance(v, bool))
+SECONDS = Kind("a number of seconds", lambda v: _is_number(v, SECONDS_MAX))
+RATE = Kind("a number", lambda v: _is_number(v, float("inf")))
+CHANNELS = list_of(NAME, 64)
+
+_CONTENT_AND_ROOT: Fields = {"content": Field(CONTENT), "root": optional(ROOT)}
+_CHANNEL = record(
+    {
+        "name": Field(NAME),
+        "id": Field(hexadecimal(64)),
+        "members": Field(COUNT),
+        "peers": Field(COUNT),
+        # Whether its known addresses have each been dialled once: `status --wait` waits for it.
+        "tried": optional(FLAG),
+    }
+)
+_PEER = record(
+    {
+        "node_id": Field(NODE),
+        "label": optional(TEXT),
+        "channels": Field(CHANNELS),
+        "address": optional(TEXT),
+    }
+)
+_LOAD = record(
+    {
+        "content": Field(CONTENT),
+        "bytes": Field(SIZE),
+        "size": optional(SIZE),
+        "rate": Field(RATE),
+        "sources": Field(list_of(TEXT)),
+    }
+)
+_PROVIDER = record({"node_id": Field(NODE), "label": optional(TEXT), "channel": optional(NAME)})
+
+# What a progress map may hold. All may be missing: the empty map says "alive".
+PROGRESS: Fields = {
+    "bytes": optional(SIZE),
+    "size": optional(SIZE),
+    "sources": optional(list_of(TEXT, PEERS_MAX)),
+    "verified": optional(SIZE),
+}
+
+_TABLE = (
+    Operation(
+        "hello",
+        {"version": Field(COUNT)},
+        {
+            "version": Field(COUNT),
+            "node_id": Field(NODE),
+            "store": Field(TEXT),
+            # The store directory's identity: equal to the client's means one and the same store.
+            "store_dev": Field(SIZE),
+            "store_ino": Field(integer((1 << 64) - 1)),
+        },
+    ),
+    Operation(
+        "status",
+        {},
+        {
+            "node_id": Field(NODE),
+            "addresses": Field(list_of(TEXT)),
+            "http": optional(TEXT),
+            "channels": Field(list_of(_CHANNEL)),
+            "peers": Field(list_of(_PEER)),
+            "loads": Field(list_of(_LOAD)),
+            "label": optional(TEXT),
+            "version": Field(TEXT),
+            "store": Field(TEXT),
+            "uptime_s": Field(RATE),
+            "pending_shares": Field(COUNT),
+            "problems": Field(list_of(TEXT)),
+        },
+    ),
+    Operation(
+        # At the Unix door a read-only descriptor of the blob rides along with the result.
+        "load",
+        {**_CONTENT_AND_ROOT, "timeout_s": optional(SECONDS)},
+        {"path": Field(TEXT), "size": Field(SIZE), "root": optional(ROOT)},
+        streams=True,
+    ),
+    Operation(
+        # `offset` is where the range starts in the descriptor that rides along. HTTP: GET, Range.
+        "load_range",
+        {**_CONTENT_AND_ROOT, "start": Field(SIZE), "end": Field(SIZE)},
+        {"offset": Field(SIZE), "length": Field(SIZE), "size": Field(SIZE)},
+        needs=frozenset({OWNER}),
+        streams=True,
+    ),
+    Operation(
+        # `timeout_s` 0 asks this node's own store only.
+        "find",
+        {**_CONTENT_AND_ROOT, "timeout_s": optional(SECONDS)},
+        {"local": Field(FLAG), "size": optional(SIZE), "providers": Field(list_of(_PROVIDER))},
+    ),
+    Operation(
+        # `channels` None means the share list at that moment.
+        "share",
+        {
+            "contents": optional(list_of(CONTENT)),
+            "pending": optional(FLAG),
+            "channels": optional(CHANNELS),
+        },
+        {
+            "shared": Field(COUNT),
+            "channels": Field(list_of(NAME)),
+            "missing": Field(list_of(CONTENT)),
+        },
+    ),
+    Operation(
+        # For a client with another store directory: the daemon reads the descriptor, never a path.
+        "store",
+        {"label": optional(NAME), "channels": optional(CHANNELS)},
+        {"content": Field(CONTENT), "root": optional(ROOT), "size": Field(SIZE)},
+        needs=frozenset({OWNER}),
+        streams=True,
+        takes_descriptor=True,
+    ),
+    Operation(
+        # Only by PUT /blobs/sha1/HASH, whose body is the handler's `call.stream`.
+        "put",
+        {"content": Field(CONTENT), "size": Field(SIZE)},
+        {"content": Field(CONTENT), "root": optional(ROOT), "size": Field(SIZE)},
+        needs=frozenset({TOKEN}),
+    ),
+    Operation("stop", {}, {}),
+)
+
+OPERATIONS: Mapping[str, Operation] = {operation.name: operation for operation in _TABLE}
+
+
+def operation_named(name: object, credential: str) -> Operation:
+    """The operation of that name, if the holder of `credential` may call it."""
+    operation = OPERATIONS.get(name) if isinstance(name, str) else None
+    if operation is None or credential not in operation.needs:
+        shown = name[:64] if isinstance(name, str) else type(name).__name__
+        raise DaemonProtocolError(
+            f"the daemon has no operation {shown!r} here",
+            hint="the client and the daemon may be of different versions: restart the daemon",
+        )
+    return operation
+
+
+def check_body(operation: Operation, body: object) -> Body:
+    """`body` with every field of the table present; DaemonProtocolError names a wrong one."""
+    if not isinstance(body, dict):
+        raise DaemonProtocolError(f"operation {operation.name}: the body must be a map")
+    for name in body:
+        if name not in operation.body:
+            raise DaemonProtocolError(
+                f"operation {operation.name}: unknown field {str(name)[:64]!r}"
+            )
+    return _checked(operation.name, operation.body, body)
+
+
+def check_result(operation: Operation, result: object) -> Body:
+    """The fields of `result` that the table knows; DaemonProtocolError if one is wrong."""
+    if not isinstance(result, dict):
+        raise DaemonProtocolError(f"operation {operation.name}: the result must be a map")
+    return _checked(operation.name, operation.result, result)
+
+
+def check_progress(progress: object) -> Body:
+    if not isinstance(progress, dict):
+        raise DaemonProtocolError("progress must be a map")
+    return _checked("progress", PROGRESS, progress)
+
+
+def _checked(where: str, fields: Fields, given: Mapping[str, object]) -> Body:
+    for name, field in fields.items():
+        if not _may_hold(field, given.get(name)):
+            raise DaemonProtocolError(
+                f"operation {where}: field {name!r} must be {field.kind.name}"
+            )
+    return {name: given.get(name) for name in fields}
+
+
+def check_version(version: int) -> None:
+    """Refuse a client that speaks another version of the table (for the `hello` handler)."""
+    if version != DOOR_VERSION:
+        older = "client" if version < DOOR_VERSION else "daemon"
+        raise DaemonProtocolError(
+            f"the daemon speaks version {DOOR_VERSION} of its door, the client version {version}",
+            hint=f"upgrade the {older}, and restart the daemon if it is older than the package",
+        )
+
+
+def error_to_map(error: KacheryError) -> Body:
+    """How an error travels."""
+    hint = error.hint[:TEXT_CHARS_MAX] if error.hint else None
+    # A room may raise a kind of its own; what travels is the public class that it is a kind of.
+    name = next(kind.__name__ for kind in type(error).__mro__ if by_name(kind.__name__) is kind)
+    return {"name": name, "message": str(error)[:TEXT_CHARS_MAX], "hint": hint}
+
+
+def error_from_map(value: object) -> KacheryError:
+    """The same error on the other side; whatever `value` is, it becomes some KacheryError."""
+    if not isinstance(value, dict):
+        return DaemonProtocolError("the daemon failed without saying why")
+    name, message, hint = value.get("name"), value.get("message"), value.get("hint")
+    kind = by_name(name) if isinstance(name, str) else KacheryError
+    said = message[:TEXT_CHARS_MAX] if isinstance(message, str) else "the daemon did not say why"
+    return kind(said, hint=hint[:TEXT_CHARS_MAX] if isinstance(hint, str) else None)
