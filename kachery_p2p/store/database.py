@@ -1,0 +1,231 @@
+"""One SQLite file of state, shared by the threads and processes of one user.
+
+WAL, so that a reader never waits for a writer; one connection of each kind per
+process, so that a point read in the daemon's main thread does not wait behind a
+write in a worker thread. Opened by the first use. A fork opens its own: SQLite's
+connections must not cross one. What to do about a damaged file differs between the
+index, which can be rebuilt, and the grants, which cannot: see `Damaged`.
+
+Never on NFS: SQLite's locks do not hold there, and the shared `-wal` needs one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from kachery_p2p.errors import (
+    KacheryError,
+    StateCorruptError,
+    StateVersionError,
+    StorageFailedError,
+    StorageFullError,
+    StorePermissionError,
+)
+from kachery_p2p.limits import INDEX_BUSY_S_MAX
+from kachery_p2p.store.durable import sync_directory
+
+Answer = TypeVar("Answer")
+Damaged = Callable[[str], None]
+
+_DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+_DENIED = frozenset((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
+# Connections inherited through a fork. Closing one would release the parent's locks
+# and may delete its -wal, so they are kept, unused, for the life of the child.
+_inherited: list[_Connections] = []
+
+
+class Schema(NamedTuple):
+    """What a database file must hold: its version and the statements that make it."""
+
+    version: int
+    statements: tuple[str, ...]
+    # "FULL": a commit is on disk when it returns. "NORMAL": it survives a killed process only.
+    synchronous: str
+
+
+class _Connections(NamedTuple):
+    reader: sqlite3.Connection
+    writer: sqlite3.Connection
+    reading: threading.RLock
+    writing: threading.RLock
+    inode: int
+
+
+class Database:
+    """The file at `path`. Methods are safe in any thread of any process of this user."""
+
+    def __init__(self, path: str, schema: Schema, damaged: Damaged) -> None:
+        self.path = path
+        self._schema = schema
+        self._damaged = damaged
+        self._pid = os.getpid()
+        self._opening = threading.RLock()
+        self._open: _Connections | None = None
+
+    def read(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """What `question` answers from one consistent snapshot."""
+
+        def ask() -> Answer:
+            connections = self._connections()
+            with connections.reading:
+                return question(connections.reader)
+
+        return self._mended(ask)
+
+    def write(self, change: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """What `change` answers, all of its changes committed, or none."""
+
+        def commit() -> Answer:
+            connections = self._connections()
+            with connections.writing, _transaction(connections.writer) as connection:
+                return change(connection)
+
+        return self._mended(commit)
+
+    def close(self) -> None:
+        """Close the connections of this process; a later use opens them again."""
+        with self._opening:
+            connections, self._open = self._open, None
+        if connections is not None and self._pid == os.getpid():
+            with connections.reading, connections.writing:
+                connections.reader.close()
+                connections.writer.close()
+
+    def _mended(self, use: Callable[[], Answer]) -> Answer:
+        """`use()`, once more if the file was damaged and could be replaced."""
+        with self._typed_errors():
+            try:
+                return use()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._replace_damaged()
+            return use()
+
+    def _replace_damaged(self) -> None:
+        with self._opening, _locked_file(f"{self.path}.lock"):
+            damaged = self._open
+            self.close()
+            # Another process may already have put a sound file in its place.
+            if damaged is None or damaged.inode == os.stat(self.path).st_ino:
+                self._damaged(self.path)
+
+    def _connections(self) -> _Connections:
+        if self._pid != os.getpid():
+            self._forget_inherited()
+        with self._opening:
+            if self._open is None:
+                self._open = self._connect()
+            return self._open
+
+    def _forget_inherited(self) -> None:
+        if self._open is not None:
+            _inherited.append(self._open)
+        self._open = None
+        self._opening = threading.RLock()
+        self._pid = os.getpid()
+
+    def _connect(self) -> _Connections:
+        directory = os.path.dirname(self.path)
+        os.makedirs(directory, 0o700, exist_ok=True)
+        # Many processes may open a new file at once: one after the other makes it.
+        with _locked_file(f"{self.path}.lock"):
+            _create_private(self.path)
+            with contextlib.ExitStack() as undo:
+                writer = _connection(self.path)
+                undo.callback(writer.close)
+                self._prepare(writer)
+                reader = _connection(self.path)
+                undo.pop_all()
+        inode = os.stat(self.path).st_ino
+        return _Connections(reader, writer, threading.RLock(), threading.RLock(), inode)
+
+    def _prepare(self, writer: sqlite3.Connection) -> None:
+        version = writer.execute("PRAGMA user_version").fetchone()[0]
+        if version > self._schema.version:
+            raise StateVersionError(
+                f"{self.path} was written by a newer kachery_p2p "
+                f"(schema {version}, this one reads {self._schema.version})",
+                hint="upgrade kachery_p2p",
+            )
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute(f"PRAGMA synchronous = {self._schema.synchronous}")
+        if version == 0:
+            with _transaction(writer):
+                for statement in self._schema.statements:
+                    writer.execute(statement)
+                writer.execute(f"PRAGMA user_version = {self._schema.version}")
+
+    @contextlib.contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _typed(error, self.path) from error
+        except OSError as error:
+            raise StorePermissionError(
+                f"the state file {self.path} cannot be opened: "
+                f"{(error.strerror or str(error)).lower()}",
+                hint="check the owner and the mode of its directory",
+            ) from error
+
+
+def _connection(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=INDEX_BUSY_S_MAX, isolation_level=None, check_same_thread=False
+    )
+
+
+def _create_private(path: str) -> None:
+    """An empty file of mode 0600, whose mode SQLite gives to its -wal and -shm too."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        sync_directory(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _locked_file(path: str) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return _primary_code(error) in _DAMAGE
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _typed(error: sqlite3.Error, path: str) -> KacheryError:
+    code = _primary_code(error)
+    if code in _DAMAGE:
+        return StateCorruptError(f"the state file {path} is damaged")
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFullError(f"no space is left for the state file {path}")
+    if code in _DENIED:
+        return StorePermissionError(f"the state file {path} may not be written by you")
+    return StorageFailedError(f"the state file {path} cannot be used: {error}")

@@ -1,0 +1,157 @@
+"""What this node knows of the files it has hashed itself: the index of a store.
+
+A file is *known* while device, inode, size, mtime and ctime are those it had when
+both its hashes were computed; anything else is hashed before it is served. The
+index is kept in the node's own state directory, not in the store, which others may
+write. It can be lost without harm: files are then hashed again.
+
+A content's root stays *pinned* after its file has changed or gone: that we have read
+those bytes remains true, and a second root for one SHA-1 is a forgery.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import struct
+import time
+
+from kachery_p2p.content.hashes import ContentHash, Root
+from kachery_p2p.content.manifests import Manifest, RootObject
+from kachery_p2p.errors import DataFormatError
+from kachery_p2p.store.database import Database, Schema
+
+log = logging.getLogger(__name__)
+
+# A blob, not five integers: device and inode numbers may be above SQLite's 2^63.
+_FILE = struct.Struct(">QQ")
+_STATE = struct.Struct(">QQQ")
+_MASK = (1 << 64) - 1
+
+SCHEMA = Schema(
+    version=1,
+    statements=(
+        "CREATE TABLE objects (content BLOB PRIMARY KEY, file BLOB, state BLOB,"
+        " root BLOB NOT NULL, root_object BLOB)",
+        "CREATE TABLE pages (content BLOB NOT NULL, number INTEGER NOT NULL,"
+        " hashes BLOB NOT NULL, PRIMARY KEY (content, number))",
+        "CREATE TABLE sources (file BLOB PRIMARY KEY, state BLOB NOT NULL,"
+        " content BLOB NOT NULL, root BLOB NOT NULL)",
+    ),
+    synchronous="NORMAL",
+)
+
+
+class Index:
+    """The index at `path`, shared by this user's processes and threads."""
+
+    def __init__(self, path: str) -> None:
+        self._database = Database(path, SCHEMA, _move_aside)
+
+    def close(self) -> None:
+        """Close the file; a later use opens it again."""
+        self._database.close()
+
+    def known(self, content: ContentHash, status: os.stat_result) -> RootObject | None:
+        """The root object of the file with this `status`, if it is the file we hashed."""
+        row = self._one(
+            "SELECT root_object, root FROM objects WHERE content = ? AND file = ? AND state = ?",
+            (content.raw, *_identity(status)),
+        )
+        return None if row is None else _sound(row[0], row[1])
+
+    def page(self, content: ContentHash, number: int) -> bytes | None:
+        """The chunk hashes of page `number` of the pinned manifest, while we hold the file."""
+        row = self._one(
+            "SELECT hashes FROM pages WHERE content = ? AND number = ?", (content.raw, number)
+        )
+        return None if row is None else bytes(row[0])
+
+    def pinned_root(self, content: ContentHash) -> Root | None:
+        """The root of the bytes that this node has hashed under `content`, now or earlier."""
+        row = self._one("SELECT root FROM objects WHERE content = ?", (content.raw,))
+        return None if row is None else Root.of_raw(row[0])
+
+    def remember(self, content: ContentHash, status: os.stat_result, manifest: Manifest) -> None:
+        """The file with this `status` was read whole and has the hashes in `manifest`."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM pages WHERE content = ?", (content.raw,))
+            connection.execute(
+                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
+                (
+                    content.raw,
+                    *_identity(status),
+                    manifest.root.raw,
+                    manifest.root_object.encode(),
+                ),
+            )
+            connection.executemany(
+                "INSERT INTO pages VALUES (?, ?, ?)",
+                ((content.raw, number, page) for number, page in enumerate(manifest.pages)),
+            )
+
+        self._database.write(change)
+
+    def forget(self, content: ContentHash) -> None:
+        """The file is gone or bad: it is known no more. Its root stays pinned."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM pages WHERE content = ?", (content.raw,))
+            connection.execute(
+                "UPDATE objects SET file = NULL, state = NULL, root_object = NULL"
+                " WHERE content = ?",
+                (content.raw,),
+            )
+
+        self._database.write(change)
+
+    def source_of(self, status: os.stat_result) -> tuple[ContentHash, Root] | None:
+        """What was stored from the user's file with this `status`, if it has not changed since."""
+        row = self._one(
+            "SELECT content, root FROM sources WHERE file = ? AND state = ?", _identity(status)
+        )
+        return None if row is None else (ContentHash.of_raw(row[0]), Root.of_raw(row[1]))
+
+    def remember_source(self, status: os.stat_result, content: ContentHash, root: Root) -> None:
+        """The user's file with this `status` was stored as `content`."""
+        self._database.write(
+            lambda connection: connection.execute(
+                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)",
+                (*_identity(status), content.raw, root.raw),
+            )
+        )
+
+    def _one(self, query: str, values: tuple[object, ...]) -> tuple[bytes, ...] | None:
+        def question(connection: sqlite3.Connection) -> tuple[bytes, ...] | None:
+            found: tuple[bytes, ...] | None = connection.execute(query, values).fetchone()
+            return found
+
+        return self._database.read(question)
+
+
+def _identity(status: os.stat_result) -> tuple[bytes, bytes]:
+    file = _FILE.pack(status.st_dev & _MASK, status.st_ino & _MASK)
+    state = _STATE.pack(
+        status.st_size & _MASK, status.st_mtime_ns & _MASK, status.st_ctime_ns & _MASK
+    )
+    return file, state
+
+
+def _sound(encoded: bytes, root: bytes) -> RootObject | None:
+    """The root object of a row, or None, so that the file is hashed again, if a bit has flipped."""
+    try:
+        root_object = RootObject.decode(encoded)
+    except DataFormatError:
+        return None
+    return root_object if root_object.root.raw == root else None
+
+
+def _move_aside(path: str) -> None:
+    kept = f"{path}.damaged-{time.time_ns()}"
+    log.warning("the index %s is damaged: kept as %s; stored files are hashed again", path, kept)
+    for suffix in ("-wal", "-shm"):
+        if os.path.exists(path + suffix):
+            os.rename(path + suffix, kept + suffix)
+    os.rename(path, kept)

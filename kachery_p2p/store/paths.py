@@ -1,0 +1,29 @@
+"""Where things lie in a store directory. Light: finding a stored file imports nothing else.
+
+STORE/sha1/aa/bb/cc/<hash>        the objects, as every kachery has laid them out
+STORE/.tmp/<random>               objects being written; locked while their writer lives
+STORE/.partial/<node id>/...      downloads under way, see `partials`
+STORE/.quarantine/<hash>.<time>   files that did not have the bytes their name promised
+"""
+
+from __future__ import annotations
+
+
+def blob_path(store: str, content: str) -> str:
+    """The one place where the object `content` (40 hex digits) may lie."""
+    return f"{store}/sha1/{content[:2]}/{content[2:4]}/{content[4:6]}/{content}"
+
+
+def temp_dir(store: str) -> str:
+    """The directory of objects being written."""
+    return f"{store}/.tmp"
+
+
+def quarantine_dir(store: str) -> str:
+    """The directory of files found not to have the bytes of their name."""
+    return f"{store}/.quarantine"
+
+
+def partial_dir(store: str, node_id: str) -> str:
+    """The directory of the downloads under way of one node."""
+    return f"{store}/.partial/{node_id}"

@@ -1,0 +1,195 @@
+"""shares.log: what a client wants shared, written down while no daemon runs.
+
+CONFIG/shares.log, 0600, one JSON object a line; appended and fsynced under a lock, so
+that a stored file which was to be shared is shared by the next daemon even after a
+power cut. The daemon empties the file when the grants are durable elsewhere. A line
+that cannot be read (torn by a crash) is kept in shares.log.bad, and never in the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash
+from kachery_p2p.errors import ConfigError, UriError
+from kachery_p2p.limits import CHANNELS_MAX
+from kachery_p2p.store.durable import sync_directory, writing_to
+
+log = logging.getLogger(__name__)
+
+# Shares are handed over this many at a time, however long the file has become.
+BATCH_MAX = 4_096
+# A share with the most channels has 64 x 67 characters of ids.
+LINE_BYTES_MAX = 8_192
+WHY_CHARS_MAX = 64
+
+
+class Share(NamedTuple):
+    """One wish: share `content` in these channels (ids); None = in none yet, pending."""
+
+    content: ContentHash
+    channels: tuple[str, ...] | None
+    why: str
+    time: float
+
+
+class Taken(NamedTuple):
+    """What became of a shares.log: how many shares were taken, how many lines were unreadable."""
+
+    shares: int
+    unreadable: int
+
+
+def shares_path(config_dir: str) -> str:
+    """Where the shares of a configuration wait for its daemon."""
+    return f"{config_dir}/shares.log"
+
+
+def append_share(
+    config_dir: str, content: str, channels: Sequence[str] | None, why: str, time: float
+) -> None:
+    """Write down one share; on disk when it returns."""
+    listed = None if channels is None else tuple(channels)
+    append_shares(config_dir, [Share(ContentHash(content), listed, why, time)])
+
+
+def append_shares(config_dir: str, shares: Sequence[Share]) -> None:
+    """Write down many shares with one fsync; on disk when it returns."""
+    text = b"".join(_line(share) for share in shares)
+    with writing_to(config_dir):
+        os.makedirs(config_dir, 0o700, exist_ok=True)
+        with _locked(shares_path(config_dir)) as fd:
+            size = os.fstat(fd).st_size
+            # A line torn by a crash must not swallow the first of ours.
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            _append(fd, b"\n" + text if torn else text)
+
+
+def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
+    """Hand every share to `keep`, in batches, then empty the file.
+
+    `keep` makes them durable before it returns. If it raises, or we are killed, the
+    file stays, and the same shares come again: granting twice is granting once.
+    """
+    if not os.path.lexists(shares_path(config_dir)):
+        return Taken(0, 0)
+    with writing_to(config_dir), _locked(shares_path(config_dir)) as fd:
+        taken = unreadable = 0
+        batch: list[Share] = []
+        for line in _lines(fd):
+            share = _parse(line)
+            if share is None:
+                unreadable += 1
+                _set_aside(config_dir, line)
+                continue
+            batch.append(share)
+            taken += 1
+            if len(batch) == BATCH_MAX:
+                keep(batch)
+                batch = []
+        if batch:
+            keep(batch)
+        os.ftruncate(fd, 0)
+        os.fsync(fd)
+    return Taken(taken, unreadable)
+
+
+def _line(share: Share) -> bytes:
+    import json
+
+    channels = None if share.channels is None else list(share.channels)
+    fields = {
+        "content": share.content,
+        "channels": channels,
+        "why": share.why[:WHY_CHARS_MAX],
+        "time": share.time,
+    }
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def _parse(line: bytes) -> Share | None:
+    import json
+
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return _share(fields) if isinstance(fields, dict) else None
+
+
+def _share(fields: dict[str, Any]) -> Share | None:
+    content, channels = fields.get("content"), fields.get("channels")
+    why, time = fields.get("why"), fields.get("time")
+    if not isinstance(content, str) or not isinstance(time, int | float):
+        return None
+    if not isinstance(why, str) or not why.isprintable() or not _are_ids(channels):
+        return None
+    try:
+        parsed, seconds = ContentHash.parse(content), float(time)
+    except (UriError, OverflowError):
+        return None
+    listed = None if channels is None else tuple(channels)
+    # Neither NaN nor infinity is a time, and a database would choke on the first.
+    return Share(parsed, listed, why[:WHY_CHARS_MAX], seconds) if abs(seconds) < 1e12 else None
+
+
+def _are_ids(channels: object) -> bool:
+    if channels is None:
+        return True
+    return (
+        isinstance(channels, list)
+        and len(channels) <= CHANNELS_MAX
+        and all(
+            isinstance(id, str) and len(id) == 64 and not id.strip(HEX_DIGITS) for id in channels
+        )
+    )
+
+
+def _lines(fd: int) -> Iterator[bytes]:
+    with os.fdopen(os.dup(fd), "rb") as file:
+        file.seek(0)
+        # What is longer than a line can be comes in pieces, each unreadable.
+        while line := file.readline(LINE_BYTES_MAX):
+            if line.strip():
+                yield line
+
+
+def _set_aside(config_dir: str, line: bytes) -> None:
+    path = f"{shares_path(config_dir)}.bad"
+    log.warning("a line of %s is unreadable: kept in %s", shares_path(config_dir), path)
+    fd = os.open(path, _FLAGS, 0o600)
+    try:
+        _append(fd, line if line.endswith(b"\n") else line + b"\n")
+    finally:
+        os.close(fd)
+
+
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[int]:
+    new = not os.path.lexists(path)
+    fd = os.open(path, _FLAGS, 0o600)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise ConfigError(
+                f"{path} belongs to another user", hint="use a configuration directory of your own"
+            )
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if new:
+            sync_directory(os.path.dirname(path))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _append(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+    os.fsync(fd)

@@ -1,0 +1,225 @@
+"""The order in which things reach the disk, and what a kill at any step leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.store.blobs import BlobStore
+from kachery_p2p.store.index import Index
+from kachery_p2p.store.paths import temp_dir
+
+# Every call by which the store changes a disk.
+CALLS = (
+    "open",
+    "mkdir",
+    "chmod",
+    "fchmod",
+    "pwrite",
+    "copy_file_range",
+    "fsync",
+    "rename",
+    "ftruncate",
+)
+NODE = "ab" * 32
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, top: str) -> list[str]:
+    """The durable calls made from now on, each with the path it was about."""
+    told: list[str] = []
+
+    def wrap(name: str, about: Callable[..., str]) -> None:
+        really = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            told.append(f"{name} {about(*args)}")
+            return really(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    def of_fd(fd: int, *_: object) -> str:
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), top)
+
+    wrap("fsync", of_fd)
+    wrap("fchmod", of_fd)
+    wrap("mkdir", lambda path, *_: os.path.relpath(path, top))
+    wrap("rename", lambda _, new: os.path.relpath(new, top))
+    return told
+
+
+def test_an_object_is_durable_before_its_name_and_its_name_before_the_answer(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    told = recorded(monkeypatch, str(tmp_path))
+    stored = store.put_file(tmp_path / "file")
+    h = stored.content
+    a, b, c = f"store/sha1/{h[:2]}", f"store/sha1/{h[:2]}/{h[2:4]}", os.path.dirname(stored.path)
+    c = os.path.relpath(c, tmp_path)
+    temp = next(call.split()[1] for call in told if "fchmod" in call)
+    assert temp.startswith("store/.tmp/")
+    assert [call for call in told if "config" not in call and call != "mkdir store/.tmp"] == [
+        "mkdir store",
+        "fsync .",
+        "fsync store",
+        "mkdir store/sha1",
+        "fsync store",
+        f"mkdir {a}",
+        "fsync store/sha1",
+        f"mkdir {b}",
+        f"fsync {a}",
+        f"mkdir {c}",
+        f"fsync {b}",
+        f"fchmod {temp}",
+        f"fsync {temp}",
+        f"rename {os.path.relpath(stored.path, tmp_path)}",
+        f"fsync {c}",
+    ]
+
+
+def test_directories_that_another_process_made_are_synced_too(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h = sha1_of(b"data")
+    os.makedirs(f"{tmp_path}/store/sha1/{h[:2]}/{h[2:4]}/{h[4:6]}")
+    told = recorded(monkeypatch, str(tmp_path))
+    store.put_bytes(b"data")
+    for name in ("store", "store/sha1", f"store/sha1/{h[:2]}", f"store/sha1/{h[:2]}/{h[2:4]}"):
+        assert f"fsync {name}" in told
+
+
+def test_an_object_that_stands_is_made_durable_before_it_is_acknowledged(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = store.put_bytes(b"data")
+    (tmp_path / "file").write_bytes(b"data")
+    told = recorded(monkeypatch, str(tmp_path))
+    store.put_file(tmp_path / "file")
+    assert f"fsync {os.path.relpath(os.path.dirname(stored.path), tmp_path)}" in told
+    assert not [call for call in told if call.startswith("rename")]
+
+
+# --- kill at every step ---------------------------------------------------------------------
+
+KILLED = """
+import hashlib, json, os, sys
+sys.path.insert(0, os.getcwd())
+from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.store.blobs import BlobStore
+from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.store.index import Index
+from kachery_p2p.store.partials import Partial
+
+top, how, calls = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+DATA = hashlib.shake_128(b"kill").digest(2_500_000)
+MIB = 1 << 20
+
+def store(home):
+    index = Index(home + "/config/index.db")
+    blobs = BlobStore(home + "/store", index, 0)
+    if how == "file":
+        return blobs.put_file(top + "/file").content
+    if how == "bytes":
+        return blobs.put_bytes(DATA).content
+    if how == "stream":
+        return blobs.put_stream([DATA[:17], DATA[17:]], sha1_of(DATA)).content
+    manifest = hash_bytes(DATA)
+    partial = Partial.open(home + "/store", "ab" * 32, manifest.root_object, 0)
+    held = set(partial.verified_chunks())
+    for number in range(3):
+        if number not in held:
+            partial.write_page(0, manifest.pages[0])
+            partial.write_chunk(number, DATA[number * MIB : (number + 1) * MIB])
+    return blobs.adopt_partial(partial, manifest).content
+
+def count_down(left):
+    for name in calls:
+        def call(*args, _really=getattr(os, name), **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os._exit(9)
+            return _really(*args, **kwargs)
+        setattr(os, name, call)
+
+open(top + "/file", "wb").write(DATA)
+for number in range(1, 200):
+    home = f"{top}/{number}"
+    os.mkdir(home)
+    child = os.fork()
+    if not child:
+        count_down(number)
+        store(home)
+        open(home + "/acknowledged", "w").close()
+        os._exit(0)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if not killed:
+        break
+    assert killed == 9, killed
+print(json.dumps({"steps": number}))
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "bytes", "stream", "partial"])
+def test_a_kill_at_any_step_leaves_the_whole_object_or_none(tmp_path: Path, how: str) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), how, ",".join(CALLS)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    steps = json.loads(answer.stdout)["steps"]
+    assert 15 < steps < 199
+    data = hashlib.shake_128(b"kill").digest(2_500_000)
+    complete = 0
+    for number in range(1, steps + 1):
+        home = f"{tmp_path}/{number}"
+        for path in objects_in(f"{home}/store"):
+            assert path.name == sha1_of(data)
+            assert path.read_bytes() == data
+            complete += 1
+        if os.path.exists(f"{home}/acknowledged"):
+            assert list(objects_in(f"{home}/store"))
+        check_works_again(home, data)
+    assert 0 < complete < steps
+
+
+def objects_in(store: str) -> Iterator[Path]:
+    return (path for path in Path(store).glob("sha1/*/*/*/*") if path.is_file())
+
+
+def check_works_again(home: str, data: bytes) -> None:
+    index = Index(f"{home}/config/index.db")
+    store = BlobStore(f"{home}/store", index, 0)
+    stored = store.put_bytes(data)
+    store.open_verified(stored.content).close()
+    assert Path(stored.path).read_bytes() == data
+    index.close()
+
+
+def test_what_a_killed_writer_left_is_swept_but_not_what_a_living_one_writes(
+    store: BlobStore,
+) -> None:
+    import fcntl
+
+    store.put_bytes(b"data")
+    names = {}
+    for name in ("dead", "fresh", "alive"):
+        names[name] = os.path.join(temp_dir(store.directory), name)
+        Path(names[name]).write_bytes(b"half")
+        if name != "fresh":
+            os.utime(names[name], (1, 1))
+    fd = os.open(names["alive"], os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    assert store.sweep() == 1
+    os.close(fd)
+    assert sorted(os.listdir(temp_dir(store.directory))) == ["alive", "fresh"]

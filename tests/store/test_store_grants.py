@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.errors import StateCorruptError, StateVersionError
+from kachery_p2p.store.grants import Grants
+
+LAB, CLINIC = "1a" * 32, "c1" * 32
+A, B, C = (sha1_of(name) for name in (b"a", b"b", b"c"))
+
+
+@pytest.fixture
+def grants(tmp_path: Path) -> Iterator[Grants]:
+    grants = Grants(str(tmp_path / "state" / "grants.db"))
+    yield grants
+    grants.close()
+
+
+def test_nothing_is_granted_until_it_is(grants: Grants) -> None:
+    assert not grants.is_granted(A, LAB)
+    grants.grant([A, B], [LAB], "store", 1.0)
+    assert grants.is_granted(A, LAB)
+    assert grants.is_granted(B, LAB)
+    assert not grants.is_granted(A, CLINIC)
+    assert not grants.is_granted(C, LAB)
+    assert grants.channels_of(A) == (LAB,)
+    assert (grants.count(LAB), grants.count(CLINIC)) == (2, 0)
+
+
+def test_granting_twice_is_granting_once(grants: Grants) -> None:
+    for _ in range(2):
+        grants.grant([A, A], [LAB, CLINIC, LAB], "store", 1.0)
+    assert grants.count(LAB) == grants.count(CLINIC) == 1
+    assert grants.channels_of(A) == (LAB, CLINIC)
+
+
+def test_no_channel_is_no_grant(grants: Grants) -> None:
+    grants.grant([A], [], "store", 1.0)
+    grants.grant([], [LAB], "store", 1.0)
+    assert grants.channels_of(A) == ()
+    assert grants.pending_count() == 0
+
+
+def test_what_is_pending_is_granted_nowhere_until_a_channel_is_named(grants: Grants) -> None:
+    grants.grant([B], None, "store", 1.0)
+    grants.grant([A], None, "store", 2.0)
+    grants.grant([A], None, "store", 3.0)
+    assert grants.pending() == (B, A)
+    assert grants.pending_count() == 2
+    assert not grants.is_granted(A, LAB)
+    assert grants.grant_pending([LAB, CLINIC], "share", 4.0) == 2
+    assert grants.pending() == ()
+    assert grants.channels_of(A) == grants.channels_of(B) == (LAB, CLINIC)
+
+
+def test_granting_one_by_one_takes_it_out_of_pending(grants: Grants) -> None:
+    grants.grant([A, B], None, "store", 1.0)
+    grants.grant([A], [LAB], "share", 2.0)
+    assert grants.pending() == (B,)
+    grants.grant([A], None, "store", 3.0)
+    assert grants.pending() == (B,)
+
+
+def test_a_revoked_grant_is_gone_from_that_channel_only(grants: Grants) -> None:
+    grants.grant([A, B], [LAB, CLINIC], "store", 1.0)
+    grants.revoke([A, C], LAB)
+    assert grants.channels_of(A) == (CLINIC,)
+    assert grants.channels_of(B) == (LAB, CLINIC)
+
+
+def test_grants_move_with_a_channel_that_changed_its_secret(grants: Grants) -> None:
+    grants.grant([A, B], [LAB], "store", 1.0)
+    grants.grant([B], [CLINIC], "store", 1.0)
+    assert grants.move(LAB, CLINIC) == 2
+    assert (grants.count(LAB), grants.count(CLINIC)) == (0, 2)
+    assert grants.move(CLINIC, CLINIC) == 0
+    assert grants.count(CLINIC) == 2
+
+
+def test_grants_survive_a_restart_and_are_private(grants: Grants, tmp_path: Path) -> None:
+    grants.grant([A], [LAB], "store", 1.0)
+    grants.close()
+    again = Grants(str(tmp_path / "state" / "grants.db"))
+    assert again.is_granted(A, LAB)
+    for path in (tmp_path / "state").iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+    again.close()
+
+
+def test_a_commit_of_grants_reaches_the_disk(grants: Grants) -> None:
+    levels = grants._database.write(
+        lambda connection: connection.execute("PRAGMA synchronous").fetchone()
+    )
+    assert levels == (2,)  # FULL
+
+
+def test_many_are_granted_in_one_commit_and_a_look_is_fast(grants: Grants) -> None:
+    contents = [sha1_of(b"%d" % number) for number in range(5_000)]
+    grants.grant(contents, [LAB], "store", 1.0)
+    assert grants.count(LAB) == 5_000
+    assert all(grants.is_granted(content, LAB) for content in contents)
+
+
+def test_looks_and_grants_from_many_threads_agree(grants: Grants) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(10):
+                content = sha1_of(b"%d %d" % (number, turn))
+                grants.grant([content], [LAB], "store", 1.0)
+                assert grants.is_granted(content, LAB)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert grants.count(LAB) == 40
+
+
+@pytest.mark.parametrize("damage", ["noise", "middle"])
+def test_damaged_grants_are_never_thrown_away(grants: Grants, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state" / "grants.db"
+    grants.grant([sha1_of(b"%d" % number) for number in range(500)], [LAB], "store", 1.0)
+    grants.close()
+    data = bytearray(path.read_bytes())
+    start = 0 if damage == "noise" else 4096
+    data[start:] = os.urandom(len(data) - start)
+    path.write_bytes(data)
+    with pytest.raises(StateCorruptError, match="grants.db is damaged") as caught:
+        grants.is_granted(A, LAB)
+    assert caught.value.hint
+    with pytest.raises(StateCorruptError):
+        grants.grant([A], [LAB], "store", 1.0)
+    grants.close()
+    assert path.read_bytes()[4096:] == data[4096:]
+
+
+def test_grants_of_a_newer_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "grants.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StateVersionError, match="newer"):
+        Grants(str(path)).pending_count()
