@@ -1,0 +1,284 @@
+"""All members this node is connected to: meeting them, keeping one session each, finding more.
+
+Both sides may dial at once, so two control streams to one peer can come to be. Both
+sides keep the same one: of different diallers the one with the smaller node id; of one
+dialler the newer. Membership is proved on each stream anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.errors import (
+    NotAMemberError,
+    PeerError,
+    PeerRefusedError,
+    PeerUnreachableError,
+    ProtocolVersionError,
+    sole_error,
+)
+from kachery_p2p.identity.keys import NodeId
+from kachery_p2p.limits import (
+    DIALS_MAX,
+    KEEPALIVE_S_MAX,
+    MEMBERS_REFRESH_S,
+    PEERS_MAX,
+    REQUEST_S_MAX,
+)
+from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.link import CONTROL, Link, Stream
+from kachery_p2p.network.session import Handler, Me, Session, meet
+
+log = logging.getLogger(__name__)
+
+
+class Sessions:
+    """The members connected now. `label` and `agent` are what members are told of this node."""
+
+    def __init__(self, link: Link, me: Me, book: AddressBook, *, label: str, agent: str) -> None:
+        self.channels: Sequence[SharedChannel] = me.channels
+        self.book = book
+        self.problems: dict[NodeId, str] = {}
+        self._link = link
+        self._me = me
+        self._label = label
+        self._agent = agent
+        self._sessions: dict[NodeId, Session] = {}
+        self._handlers: dict[str, Handler] = {
+            "introduce": self._introduce,
+            "members": self._members,
+            "ping": _pong,
+            "leave": self._leave,
+        }
+        self._changed = trio.Event()
+        self._dial_now = trio.Event()
+        self._dialled_once = False
+        # Sessions of which we have not heard yet whom they know.
+        self._greeting = 0
+
+    def handle(self, op: str, handler: Handler) -> None:
+        """Answer members' requests for `op` with `handler`. To be called before `running`."""
+        self._handlers[op] = handler
+
+    def all(self) -> tuple[Session, ...]:
+        return tuple(self._sessions.values())
+
+    def get(self, node: NodeId) -> Session | None:
+        return self._sessions.get(node)
+
+    async def changed(self) -> None:
+        """Wait until a member comes or goes, or a dial fails."""
+        await self._changed.wait()
+
+    @property
+    def settled(self) -> bool:
+        """True when everyone we know of, or will be told of, has been dialled at least once."""
+        return self._dialled_once and not self._greeting and self.book.settled
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Meet members while inside; leaving ends every session."""
+        async with trio.open_nursery() as nursery:
+            self._link.accept(CONTROL, self._meet_caller)
+            nursery.start_soon(self._dial_for_ever)
+            nursery.start_soon(self._refresh_for_ever)
+            try:
+                yield
+            finally:
+                for session in self.all():
+                    session.end()
+                nursery.cancel_scope.cancel()
+
+    # --- meeting ------------------------------------------------------------------------------
+
+    async def _meet_caller(self, stream: Stream) -> None:
+        try:
+            await self._converse(stream)
+        except PeerError as error:
+            log.info("node %s: %s", stream.peer[:16], error)
+            if self.get(stream.peer) is None:
+                await self._link.disconnect(stream.peer)
+
+    async def _converse(self, stream: Stream, met_event: trio.Event | None = None) -> None:
+        """The life of one control stream, from the first hello to its end."""
+        met = await meet(stream, self._me)
+        self._link.admit(stream.peer)
+        session = Session(stream, met)
+        if not self._keep(session):
+            return
+        if met_event is not None:
+            met_event.set()
+        try:
+            await self._carry(session)
+        finally:
+            await self._forget(session)
+
+    async def _carry(self, session: Session) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._get_to_know, session)
+                await session.run(self._handlers)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            error = sole_error(group)
+            if error is None:
+                raise
+            raise error from None
+
+    def _keep(self, session: Session) -> bool:
+        """Register the session, or not if a better one to the same peer is there."""
+        present = self._sessions.get(session.peer)
+        if present is None and len(self._sessions) >= PEERS_MAX:
+            log.warning("not meeting %s: %d members are connected", session.peer[:16], PEERS_MAX)
+            return False
+        if present is not None:
+            if self._dialler(present) < self._dialler(session):
+                # If the peer has lost the present one (a crash), the next attempt will be kept.
+                present.suspect()
+                return False
+            present.end()
+        self._sessions[session.peer] = session
+        self.problems.pop(session.peer, None)
+        self.book.reached(session.peer)
+        self._tell_changed()
+        return True
+
+    def _dialler(self, session: Session) -> NodeId:
+        return self._link.node_id if session.outgoing else session.peer
+
+    async def _forget(self, session: Session) -> None:
+        if self._sessions.get(session.peer) is not session:
+            return
+        del self._sessions[session.peer]
+        self.book.lost(session.peer, trio.current_time())
+        self._tell_changed()
+        self._dial_now.set()
+        with trio.move_on_after(KEEPALIVE_S_MAX, shield=True):
+            await self._link.disconnect(session.peer)
+
+    async def _get_to_know(self, session: Session) -> None:
+        """Ask who the member is, and whom else it knows. Nothing depends on the answers."""
+        self._greeting += 1
+        try:
+            answer = await session.request("introduce", self._introduction(), REQUEST_S_MAX)
+            self._note_introduction(session, answer)
+            await self._ask_for_members(session)
+        except PeerError as error:
+            log.info("node %s: %s", session.peer[:16], error)
+        finally:
+            self._greeting -= 1
+            self._tell_changed()
+
+    async def _ask_for_members(self, session: Session) -> None:
+        for channel in session.channels:
+            answer = await session.request("members", {"channel": channel}, REQUEST_S_MAX)
+            for member in answer["members"]:
+                self.book.add(NodeId.of_raw(member["node"]), member["addresses"])
+        self._dial_now.set()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # --- answering ------------------------------------------------------------------------------
+
+    def _introduction(self) -> dict[str, Any]:
+        return {"label": self._label, "agent": self._agent, "addresses": list(self._link.addresses)}
+
+    def _note_introduction(self, session: Session, body: dict[str, Any]) -> None:
+        session.label = body["label"]
+        session.addresses = tuple(body["addresses"])
+        self.book.add(session.peer, session.addresses, proved=True)
+        self._tell_changed()
+
+    async def _introduce(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        self._note_introduction(session, body)
+        return self._introduction()
+
+    async def _members(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        channel = body["channel"]
+        if channel not in session.channels:
+            raise PeerRefusedError("not available in this channel")
+        members = [
+            {"node": other.peer.raw, "addresses": list(other.addresses)}
+            for other in self.all()
+            if channel in other.channels and other is not session
+        ]
+        return {"members": members[:PEERS_MAX]}
+
+    async def _leave(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        session.channels = session.channels - {body["channel"]}
+        self._tell_changed()
+        return {}
+
+    # --- dialling ---------------------------------------------------------------------------------
+
+    async def _dial_for_ever(self) -> None:
+        limit = trio.CapacityLimiter(DIALS_MAX)
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._dial_now = trio.Event()
+                for node, addresses in self.book.due(trio.current_time()):
+                    nursery.start_soon(self._dial, node, addresses, limit)
+                self._dialled_once = True
+                self._tell_changed()
+                wait_s = self.book.next_due_at(trio.current_time()) - trio.current_time()
+                with trio.move_on_after(max(wait_s, 0.05)):
+                    await self._dial_now.wait()
+
+    async def _dial(
+        self, node: NodeId, addresses: tuple[str, ...], limit: trio.CapacityLimiter
+    ) -> None:
+        met = trio.Event()
+        try:
+            async with limit:
+                stream = await self._open_control(node, addresses)
+            try:
+                await self._converse(stream, met)
+            finally:
+                await stream.reset()
+        except (NotAMemberError, ProtocolVersionError) as error:
+            self.problems[node] = str(error)
+            self.book.drop(node)
+        except PeerError as error:
+            self.problems.setdefault(node, str(error))
+            log.info("node %s: %s", node[:16], error)
+        if not met.is_set() and node not in self._sessions:
+            self.book.failed(node, trio.current_time(), self._me.random(1)[0] / 255)
+            self._tell_changed()
+
+    async def _open_control(self, node: NodeId, addresses: tuple[str, ...]) -> Stream:
+        why: PeerError = PeerUnreachableError("no address of it is known")
+        for address in addresses:
+            try:
+                reached = await self._link.connect(address)
+                if reached == node:
+                    return await self._link.open_stream(node, CONTROL)
+                why = PeerUnreachableError(f"another node answers at {address}")
+            except PeerError as error:
+                why = error
+        raise why
+
+    async def _refresh_for_ever(self) -> None:
+        """Ask one member after the other whom it knows: it may reach those we have not met."""
+        turn = 0
+        while True:
+            await trio.sleep(MEMBERS_REFRESH_S)
+            sessions = self.all()
+            if not sessions:
+                continue
+            turn = (turn + 1) % len(sessions)
+            try:
+                await self._ask_for_members(sessions[turn])
+            except PeerError as error:
+                log.info("node %s: %s", sessions[turn].peer[:16], error)
+
+
+async def _pong(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+    return {}
