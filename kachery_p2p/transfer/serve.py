@@ -1,0 +1,230 @@
+"""Giving blobs to the members of our channels: `have?`, root objects, pages and chunks.
+
+Every request names its channel and is checked when it is served: the node on the other
+side (as the secure channel authenticated it) must have proved that channel, and the blob
+must be granted in it. Absent, not granted and not proved are answered by the same words.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.content.manifests import RootObject, chunk_length
+from kachery_p2p.errors import (
+    KacheryError,
+    PeerBusyError,
+    PeerError,
+    PeerRefusedError,
+    ProtocolError,
+)
+from kachery_p2p.limits import (
+    CHUNK_BYTES,
+    HASH_WAIT_S_MAX,
+    SERVED_STREAMS_PER_PEER_MAX,
+    STALL_S_MAX,
+    STREAM_IDLE_S_MAX,
+)
+from kachery_p2p.network.link import DATA, Link, Stream
+from kachery_p2p.network.session import Session, code_of
+from kachery_p2p.network.sessions import Sessions
+from kachery_p2p.store.blobs import BlobStore
+from kachery_p2p.store.grants import Grants
+from kachery_p2p.store.objects import Opened
+from kachery_p2p.wire.codec import FrameDecoder
+from kachery_p2p.wire.ranges import RangeRequest, read_range_request
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 14
+
+
+class Server:
+    """Answer the members' requests for content."""
+
+    def __init__(self, *, sessions: Sessions, link: Link, blobs: BlobStore, grants: Grants) -> None:
+        self._sessions = sessions
+        self._blobs = blobs
+        self._grants = grants
+        self._streams: dict[str, int] = {}
+        self._hashing: dict[ContentHash, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
+        self.bytes_served = 0
+        sessions.handle("have", self._have)
+        sessions.handle("root", self._root)
+        sessions.handle("page", self._page)
+        link.accept(DATA, self._serve_stream)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hash, in the background, granted objects that this node has never hashed."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    # --- control stream ---------------------------------------------------------------------
+
+    async def _have(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        content = self._granted(session, body)
+        held = await self._root_object(content)
+        # What we serve we have hashed ourselves: that is what `pinned` says.
+        return {"size": held.size, "root": held.root.raw, "pinned": True}
+
+    async def _root(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        held = await self._held(session, body)
+        return {"object": held.encode()}
+
+    async def _page(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        held = await self._held(session, body)
+        page = await trio.to_thread.run_sync(self._blobs.page, held.content, body["number"])
+        if page is None:
+            raise _refusal()
+        return {"page": page}
+
+    def _granted(self, session: Session, body: dict[str, Any]) -> ContentHash:
+        """The content asked for, if this member may have it."""
+        content = ContentHash.of_raw(body["content"])
+        channel = body["channel"]
+        if channel not in session.channels or not self._grants.is_granted(content, channel):
+            raise _refusal()
+        return content
+
+    async def _held(self, session: Session, body: dict[str, Any]) -> RootObject:
+        held = await self._root_object(self._granted(session, body))
+        if held.root.raw != body["root"]:
+            raise _refusal()
+        return held
+
+    async def _root_object(self, content: ContentHash) -> RootObject:
+        """The object's root object; PeerBusyError while it is hashed for the first time."""
+        known = await trio.to_thread.run_sync(self._blobs.known, content)
+        if known is not None:
+            return known
+        if self._blobs.find(content) is None:
+            raise _refusal()
+        hashed = self._hash_in_background(content)
+        with trio.move_on_after(HASH_WAIT_S_MAX):
+            await hashed.wait()
+        known = await trio.to_thread.run_sync(self._blobs.known, content)
+        if known is None:
+            raise PeerBusyError("is hashing it for the first time")
+        return known
+
+    def _hash_in_background(self, content: ContentHash) -> trio.Event:
+        assert self._nursery is not None, "run() has not begun"
+        if content not in self._hashing:
+            self._hashing[content] = trio.Event()
+            self._nursery.start_soon(self._hash, content)
+        return self._hashing[content]
+
+    async def _hash(self, content: ContentHash) -> None:
+        try:
+            opened = await trio.to_thread.run_sync(self._blobs.open_verified, content)
+            opened.close()
+        except KacheryError as error:
+            log.warning("cannot serve %s: %s", content, error)
+        finally:
+            self._hashing.pop(content).set()
+
+    # --- data streams --------------------------------------------------------------------------
+
+    async def _serve_stream(self, stream: Stream) -> None:
+        count = self._streams.get(stream.peer, 0)
+        if count >= SERVED_STREAMS_PER_PEER_MAX:
+            return
+        self._streams[stream.peer] = count + 1
+        try:
+            await self._serve_requests(stream)
+        except PeerError as error:
+            log.debug("data stream of %s ended: %s", stream.peer, error)
+        finally:
+            self._streams[stream.peer] -= 1
+            if not self._streams[stream.peer]:
+                del self._streams[stream.peer]
+
+    async def _serve_requests(self, stream: Stream) -> None:
+        decoder = FrameDecoder()
+        with _Open(self._blobs) as opened:
+            while True:
+                with trio.move_on_after(STREAM_IDLE_S_MAX) as idle:
+                    data = await stream.receive_some(_READ_BYTES)
+                if idle.cancelled_caught or not data:
+                    return
+                for message in decoder.feed(data):
+                    await self._serve_range(stream, opened, read_range_request(message))
+
+    async def _serve_range(self, stream: Stream, opened: _Open, request: RangeRequest) -> None:
+        chunks = range(request.first, request.first + request.count)
+        try:
+            await opened.use(await self._held_for(stream, request))
+            for number in chunks:
+                data = await opened.read(number)
+                await _send(stream, request.chunk_frame(number, data))
+                self.bytes_served += len(data)
+        except (PeerRefusedError, PeerBusyError) as error:
+            await _send(stream, request.failure_frame(code_of(error), str(error)))
+
+    async def _held_for(self, stream: Stream, request: RangeRequest) -> RootObject:
+        # Looked up for each request: removal from a channel ends a transfer at the next range.
+        session = self._sessions.get(stream.peer)
+        if session is None:
+            raise _refusal()
+        held = await self._held(session, asdict(request))
+        if request.first + request.count > held.chunk_count:
+            raise _refusal()
+        return held
+
+
+class _Open:
+    """The blob a data stream is reading from: opened once, read chunk by chunk."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._held: RootObject | None = None
+        self._opened: Opened | None = None
+
+    def __enter__(self) -> _Open:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+    async def use(self, held: RootObject) -> None:
+        if self._held == held:
+            return
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = self._held = None
+        try:
+            self._opened = await trio.to_thread.run_sync(self._blobs.open_verified, held.content)
+        except KacheryError as error:
+            log.warning("cannot serve %s: %s", held.content, error)
+            raise _refusal()
+        self._held = held
+
+    async def read(self, number: int) -> bytes:
+        assert self._opened is not None
+        assert self._held is not None
+        length = chunk_length(self._held.size, number)
+        descriptor = self._opened.descriptor
+        data = await trio.to_thread.run_sync(os.pread, descriptor, length, number * CHUNK_BYTES)
+        if len(data) != length:
+            raise ProtocolError("an object became shorter while it was served")
+        return data
+
+
+async def _send(stream: Stream, frame: bytes) -> None:
+    with trio.move_on_after(STALL_S_MAX) as waiting:
+        await stream.send_all(frame)
+    if waiting.cancelled_caught:
+        raise ProtocolError(f"took nothing for {STALL_S_MAX:.0f} s")
+
+
+def _refusal() -> PeerRefusedError:
+    return PeerRefusedError("not available in this channel")
