@@ -196,6 +196,8 @@ _TABLE = (
             "store": Field(TEXT),
             "uptime_s": Field(RATE),
             "pending_shares": Field(COUNT),
+            # Chunks given to members since the start; what was fetched is in `loads` while it runs.
+            "bytes_served": Field(COUNT),
             "problems": Field(list_of(TEXT)),
         },
     ),
