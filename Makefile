@@ -90,6 +90,8 @@ $(VENV)/installed: $(LOCKS) pyproject.toml bootstrap/preflight.sh
 	@$(PIP) --require-hashes --no-build-isolation -r requirements-dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@$(RUN) compileall -qq -j 0 $(VENV)/lib >/dev/null || true # some packages carry broken examples
+	@# A dependency of libp2p's brings stubs of an old trio, which mypy would prefer to trio's types.
+	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
 	@touch $@
 
 endif

@@ -63,7 +63,8 @@ class DataFormatError(KacheryError, ValueError):
 
 
 class UnsafePickleError(DataFormatError):
-    """The pickle could run code when loaded, so it was not loaded. Ask its author for JSON or npy."""
+    """The pickle could run code when loaded, so it was not loaded. Ask its author for JSON or npy.
+    """
 
 
 class UnsupportedValueError(KacheryError, TypeError):
@@ -86,11 +87,13 @@ class NotFoundError(LoadFileError):
 
 
 class AllProvidersFailedError(LoadFileError):
-    """Some nodes said they have the content, but none delivered it; the message names each and why."""
+    """Some nodes said they have the content, but none delivered it; the message names each and why.
+    """
 
 
 class LoadTimeoutError(LoadFileError):
-    """The content did not arrive within the time allowed; what did arrive is kept for the next try."""
+    """The content did not arrive within the time allowed; what did arrive is kept for the next try.
+    """
 
     exit_code = EXIT_TIMEOUT
 
@@ -106,15 +109,18 @@ class CorruptObjectError(VerificationError):
 
 
 class UriInconsistentError(VerificationError):
-    """The URI's two hashes name different contents: whoever made the URI made a mistake, or lied."""
+    """The URI's two hashes name different contents: whoever made the URI made a mistake, or lied.
+    """
 
 
 class RootMismatchError(VerificationError):
-    """The URI's root is not the root of the bytes that this node itself has hashed under that name."""
+    """The URI's root is not the root of the bytes that this node itself has hashed under that name.
+    """
 
 
 class HashCollisionError(VerificationError):
-    """Two different contents have one SHA-1: someone forged one of them. The stored one was kept."""
+    """Two different contents have one SHA-1: someone forged one of them. The stored one was kept.
+    """
 
 
 # --- storing --------------------------------------------------------------------------
@@ -276,7 +282,9 @@ class PeerGoneError(PeerError):
 
 
 class PeerRefusedError(PeerError):
-    """A peer answered that it does not have the content or may not give it to us: it does not say which."""
+    """A peer answered that it does not have the content or may not give it to us: it does not say
+    which.
+    """
 
     exit_code = EXIT_REFUSED
 
@@ -298,7 +306,9 @@ class NotAMemberError(PeerError):
 
 
 def by_name(name: str) -> type[KacheryError]:
-    """The error class called `name`, or `KacheryError`: errors travel between daemon and client by name."""
+    """The error class called `name`, or `KacheryError`: errors travel between daemon and client by
+    name.
+    """
     found = globals().get(name)
     if isinstance(found, type) and issubclass(found, KacheryError):
         return found

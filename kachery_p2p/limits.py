@@ -2,15 +2,18 @@
 
 # --- content ------------------------------------------------------------------------------
 
-# One chunk is verified, and may be wasted, as a whole: 1 MiB is one disk write, 1/16,384th of a page table.
+# One chunk is verified, and may be wasted, as a whole: 1 MiB is one disk write, 1/16,384th of a
+# page table.
 CHUNK_BYTES = 1 << 20
-# A page of 1,024 chunk hashes (32 KiB) covers 1 GiB: small enough to fetch for a single byte of a file.
+# A page of 1,024 chunk hashes (32 KiB) covers 1 GiB: small enough to fetch for a single byte of a
+# file.
 PAGE_CHUNKS_MAX = 1024
 # 16,384 pages cover 16 TiB, and keep a root object below 525 KiB, so that it fits a control frame.
 ROOT_PAGES_MAX = 16_384
 # Longest URI we parse. Labels are at most 255 bytes; the rest are hashes.
 URI_CHARS_MAX = 2_048
-# File names are limited to 255 bytes on Linux file systems, and a label becomes one with `load --dest DIR`.
+# File names are limited to 255 bytes on Linux file systems, and a label becomes one with `load
+# --dest DIR`.
 LABEL_BYTES_MAX = 255
 # Values are built in memory: a JSON text, pickle or text above this is refused before it is parsed.
 VALUE_BYTES_MAX = 1 << 30
@@ -22,7 +25,8 @@ VALUE_ITEMS_MAX = 1 << 24
 
 # --- store ----------------------------------------------------------------------------------
 
-# Kept free on the disk of the store, so that a full store does not take the workstation down with it.
+# Kept free on the disk of the store, so that a full store does not take the workstation down with
+# it.
 DISK_RESERVE_BYTES = 1 << 30
 # Copy buffers in flight between the copying and the hashing thread.
 COPY_BUFFERS_MAX = 8
@@ -33,51 +37,62 @@ INDEX_BUSY_S_MAX = 30.0
 
 # --- wire ---------------------------------------------------------------------------------------
 
-# A control frame carries at most one root object or 1,024-hash page, or 1 MiB of answers, plus its envelope.
+# A control frame carries at most one root object or 1,024-hash page, or 1 MiB of answers, plus
+# its envelope.
 FRAME_BYTES_MAX = (1 << 20) + (1 << 16)
 # msgpack nesting that our messages need is 4.
 MESSAGE_DEPTH_MAX = 8
 # Longest list or map inside one message.
 MESSAGE_ITEMS_MAX = 4_096
-# Lists and maps together: 256 members with 16 addresses each need 5,400. Each costs us up to 64 bytes.
+# Lists and maps together: 256 members with 16 addresses each need 5,400. Each costs us up to 64
+# bytes.
 MESSAGE_ITEMS_TOTAL_MAX = 16_384
 # Longest text inside one message: a path or an error sentence.
 TEXT_CHARS_MAX = 4_096
-# A name that a node or a program gives itself, and the reason that goes with a failure or a goodbye.
+# A name that a node or a program gives itself, and the reason that goes with a failure or a
+# goodbye.
 LABEL_CHARS_MAX = 64
 REASON_CHARS_MAX = 256
-# A multiaddr with a long host name and a peer id is 150; 256 members x 16 of these still fit one frame.
+# A multiaddr with a long host name and a peer id is 150; 256 members x 16 of these still fit one
+# frame.
 ADDRESS_CHARS_MAX = 256
-# Proofs are padded to a multiple of this, so that their number does not tell how many channels a node is in.
+# Proofs are padded to a multiple of this, so that their number does not tell how many channels a
+# node is in.
 PROOFS_GROUP = 16
 
 # --- network --------------------------------------------------------------------------------------
 
 # A node that has not proven membership within this time is disconnected: an honest one needs 50 ms.
 HELLO_S_MAX = 5.0
-# Unproven connections in all, and from one IP: each costs 33 to 63 KB here (measured) and a handshake.
+# Unproven connections in all, and from one IP: each costs 33 to 63 KB here (measured) and a
+# handshake.
 UNPROVEN_CONNECTIONS_MAX = 64
 UNPROVEN_CONNECTIONS_PER_IP_MAX = 16
-# yamux lets a peer open 256 streams and the 257th waits for ever (measured); ours need 1 + transfers.
+# yamux lets a peer open 256 streams and the 257th waits for ever (measured); ours need 1 +
+# transfers.
 STREAMS_PER_PEER_MAX = 64
 # yamux does not enforce its receive window (300 MiB buffered, measured), so the adapter does.
 STREAM_BUFFER_BYTES_MAX = 16 << 20
 CONNECTION_BUFFER_BYTES_MAX = 32 << 20
-# The same two for a peer that has not proven membership: its hello is a few KB, but the protocol lets it
-# fill 256 KiB on a stream, and an admitted peer may already talk before its own hello was checked.
+# The same two for a peer that has not proven membership: its hello is a few KB, but the protocol
+# lets it fill 256 KiB on a stream, and an admitted peer may already talk before its own hello was
+# checked.
 UNPROVEN_STREAMS_MAX = 8
 UNPROVEN_BUFFER_BYTES_MAX = 512 << 10
 # A window that is emptied within this time doubles: 256 KiB in flight fill 2.5 MB/s at 100 ms.
 WINDOW_GROWTH_S = 1.0
-# Frames of all streams of a connection that wait for the socket; enough to keep it busy while we encrypt.
+# Frames of all streams of a connection that wait for the socket; enough to keep it busy while we
+# encrypt.
 OUTBOX_BYTES_MAX = 256 << 10
 # Answers (resets, pongs) that a peer may leave unread before it is cut off: 12 bytes each.
 OUTBOX_FRAMES_MAX = 4_096
-# Both sides may dial at once, and a restarted peer is back before its old connection is known to be dead.
+# Both sides may dial at once, and a restarted peer is back before its old connection is known to
+# be dead.
 CONNECTIONS_PER_PEER_MAX = 2
 # Goodbye to a peer that does not read is cut short after this.
 LEAVE_S_MAX = 1.0
-# The kernel drops a connection whose other side has vanished for this long; our keep-alive is faster.
+# The kernel drops a connection whose other side has vanished for this long; our keep-alive is
+# faster.
 TCP_SILENCE_S_MAX = 30
 # A protocol negotiation (multistream) carries names of some 25 bytes.
 NEGOTIATION_BYTES_MAX = 1 << 10
@@ -91,7 +106,8 @@ DIAL_S_MAX = 10.0
 REQUEST_S_MAX = 10.0
 # `have?` is one index look-up: who does not answer in this time is not worth waiting for.
 HAVE_S_MAX = 5.0
-# Silence on a control stream that makes us ask whether the peer is alive, and how long it has to answer.
+# Silence on a control stream that makes us ask whether the peer is alive, and how long it has to
+# answer.
 KEEPALIVE_IDLE_S = 15.0
 KEEPALIVE_S_MAX = 5.0
 # Requests one peer may have waiting at our side.
@@ -106,19 +122,22 @@ DIALS_MAX = 16
 REDIAL_S_MIN = 1.0
 REDIAL_S_MAX = 60.0
 
-# --- transfer ----------------------------------------------------------------------------------------
+# --- transfer -------------------------------------------------------------------------------------
 
-# One range request over a libp2p stream: a reader that pauses 5 s is reset (measured), so ranges are small.
+# One range request over a libp2p stream: a reader that pauses 5 s is reset (measured), so ranges
+# are small.
 RANGE_CHUNKS_MAX = 4
 # Chunks asked for ahead of the first missing one: SHA-1 follows in order from the page cache (D4).
 WINDOW_CHUNKS_MAX = 64
 # Chunks asked of one source and not received yet: two ranges, so that the pipe never runs dry.
 OUTSTANDING_CHUNKS_MAX = 2 * RANGE_CHUNKS_MAX
-# After the first positive answer to `have?`, how long the others may still answer: one slow round trip.
+# After the first positive answer to `have?`, how long the others may still answer: one slow round
+# trip.
 HAVE_GRACE_S = 0.25
 # With every source gone, how long a started load waits for one to come back before it gives up.
 SOURCE_RETURN_S_MAX = 10.0
-# A holder that has never hashed an object asks us to come again: hashing runs at 1.3 GiB/s (measured).
+# A holder that has never hashed an object asks us to come again: hashing runs at 1.3 GiB/s
+# (measured).
 HASH_WAIT_S_MAX = 3.0
 # A source that sends nothing for this long is stalled: it is left for another one.
 STALL_S_MAX = 5.0
@@ -129,10 +148,12 @@ STREAM_IDLE_S_MAX = 60.0
 # Data streams one peer may keep open at our side.
 SERVED_STREAMS_PER_PEER_MAX = 16
 
-# --- doors ---------------------------------------------------------------------------------------------
+# --- doors ----------------------------------------------------------------------------------------
 
 # Clients connected at once to one door: each costs a task and a descriptor.
 DOOR_CONNECTIONS_MAX = 256
+# Clients that wait for a place at the Unix door: a cluster job starts hundreds of them at once.
+DOOR_WAITING_MAX = 768
 # A client's request body: operations are small, files travel as descriptors or by PUT.
 DOOR_REQUEST_BYTES_MAX = 1 << 20
 # A started request must be complete within this.
@@ -143,7 +164,8 @@ DOOR_IDLE_S_MAX = 600.0
 DOOR_HEARTBEAT_S = 5.0
 # Progress is told no more often than this: a person reads ten updates a second at most.
 DOOR_PROGRESS_S = 0.1
-# Bodies and blobs move through a door in pieces of this size, so that a client costs no more memory.
+# Bodies and blobs move through a door in pieces of this size, so that a client costs no more
+# memory.
 DOOR_PIECE_BYTES = 1 << 18
 # Default deadline of a client's call that moves no content.
 CALL_S_MAX = 30.0
@@ -152,18 +174,20 @@ FIND_S_MAX = 10.0
 # Graceful stop: what is not finished by then is cut; verified chunks are kept.
 STOP_S_MAX = 5.0
 
-# A part of the node that fails is started again after 1, 2, 4 ... 30 s, this often; then the node stops.
+# A part of the node that fails is started again after 1, 2, 4 ... 30 s, this often; then the node
+# stops.
 RESTART_S_MIN = 0.5
 RESTART_S_MAX = 30.0
 RESTARTS_MAX = 5
 # shares.log is looked at this often: it is written only by clients that could not reach the daemon.
 SHARES_LOG_S = 5.0
 
-# --- channels --------------------------------------------------------------------------------------------
+# --- channels -------------------------------------------------------------------------------------
 
 CHANNELS_MAX = 64
 CHANNEL_NAME_CHARS_MAX = 64
-# A generated secret carries this many random bits; 128 is the floor below which guessing is thinkable.
+# A generated secret carries this many random bits; 128 is the floor below which guessing is
+# thinkable.
 SECRET_BITS = 160
 # Bootstrap addresses of one channel: tried one after the other at start.
 BOOTSTRAP_ADDRESSES_MAX = 64
