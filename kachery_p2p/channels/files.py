@@ -99,7 +99,7 @@ def load_channel(config_dir: str, name: str) -> SharedChannel:
     Raises UnknownChannelError if it was not joined, KeyFileError if its secret is gone
     or open to others, StateCorruptError if secret and id do not belong together.
     """
-    known = _joined_one(config_dir, name)
+    known = joined_one(config_dir, name)
     channel = SharedChannel.derive(_read_secret(config_dir, name), name)
     if channel.id != known.id:
         raise StateCorruptError(
@@ -159,7 +159,7 @@ def rekey(config_dir: str, name: str, new_secret: str) -> tuple[str, str]:
     """
     channel = SharedChannel.derive(parse_secret(new_secret), name)
     with _changing(config_dir):
-        known = _joined_one(config_dir, name)
+        known = joined_one(config_dir, name)
         _write_secret(config_dir, name, new_secret)
         _write(config_dir, known._replace(id=channel.id))
     return known.id, channel.id
@@ -243,7 +243,7 @@ def _check_known(
     if file is None or (file.bootstrap, file.secret_env) == (known.bootstrap, known.secret_env):
         return
     with _changing(config_dir):
-        now = _joined_one(config_dir, known.name)
+        now = joined_one(config_dir, known.name)
         _write(config_dir, now._replace(bootstrap=file.bootstrap, secret_env=file.secret_env))
 
 
@@ -287,7 +287,8 @@ def _changing(config_dir: str) -> Iterator[None]:
             yield
 
 
-def _joined_one(config_dir: str, name: str) -> Joined:
+def joined_one(config_dir: str, name: str) -> Joined:
+    """What is remembered of the channel `name`; UnknownChannelError if it was not joined."""
     found = _read(config_dir, check_channel_name(name))
     if found is None:
         raise _unknown(name)

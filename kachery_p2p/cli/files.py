@@ -1,0 +1,154 @@
+"""Commands about files: store, load, cat, info, share."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from kachery_p2p.cli import answers
+from kachery_p2p.cli.outcome import answer, note, write_bytes
+from kachery_p2p.content.uris import format_uri, parse_uri
+from kachery_p2p.errors import InvalidRangeError, NotFoundError
+
+# Pieces in which `cat` moves bytes: a daemon's answer to each is verified before any is written.
+CAT_BYTES = 16 << 20
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--channel", "channels", multiple=True, help="Share in this channel only (repeatable)."
+)
+@click.option("--private", is_flag=True, help="Share in no channel.")
+def store(files: tuple[str, ...], channels: tuple[str, ...], private: bool) -> None:
+    """Store a copy of each FILE and print its URI."""
+    from kachery_p2p.client.files import store_file
+
+    if private and channels:
+        raise click.UsageError("--private and --channel exclude each other")
+    chosen = list(channels) if channels or private else None
+    for path in files:
+        answer(store_file(path, channels=chosen))
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--dest", metavar="PATH", help="Write a copy to this file or directory.")
+def load(uri: str, dest: str | None) -> None:
+    """Print the path of a file with the content of URI, fetching it if need be."""
+    answers.load(uri, dest)
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--start", type=click.IntRange(min=0), default=0, help="First byte (default 0).")
+@click.option("--end", type=click.IntRange(min=0), help="The byte after the last (default: all).")
+def cat(uri: str, start: int, end: int | None) -> None:
+    """Write the content of URI, or a range of its bytes, to standard output."""
+    from kachery_p2p.client.files import load_bytes, load_file
+
+    if start == 0 and end is None:
+        _cat_whole(load_file(uri))
+        return
+    if end is None:
+        from kachery_p2p.client.asking import size_of
+
+        end = size_of(parse_uri(uri))
+    if start > end:
+        raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
+    for position in range(start, end, CAT_BYTES):
+        write_bytes(load_bytes(uri, position, min(position + CAT_BYTES, end)))
+    if start == end:
+        load_bytes(uri, start, end)
+
+
+def _cat_whole(path: str) -> None:
+    from kachery_p2p.client.files import open_stored
+
+    with os.fdopen(open_stored(path), "rb", buffering=0) as file:
+        while data := file.read(CAT_BYTES):
+            write_bytes(data)
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+def info(uri: str, as_json: bool) -> None:
+    """Print what is known about URI: its size, where it is, who has it."""
+    from kachery_p2p.client.asking import describe
+    from kachery_p2p.client.wording import human_bytes, printable
+
+    wanted = parse_uri(uri)
+    known = describe(wanted)
+    if as_json:
+        told = {
+            "uri": format_uri(wanted),
+            "content": wanted.content,
+            "root": wanted.root,
+            "name": wanted.name,
+            **known._asdict(),
+        }
+        answer(json.dumps(told))
+        return
+    answer(f"uri        {format_uri(wanted)}")
+    answer(f"size       {known.size} bytes ({human_bytes(known.size)})")
+    answer(f"stored at  {known.path or 'not stored here'}")
+    for provider in known.providers or []:
+        label = printable(provider["label"] or provider["node_id"][:16])
+        answer(f"held by    {label} in channel {printable(provider['channel'] or '?')}")
+    if known.providers is None:
+        note("no daemon is running, so nobody else was asked")
+
+
+@click.command()
+@click.argument("uris", nargs=-1, metavar="[URI...]")
+@click.option(
+    "--pending", is_flag=True, help="Share what was stored before any channel was joined."
+)
+@click.option("--channel", "channels", multiple=True, help="In this channel (repeatable).")
+def share(uris: tuple[str, ...], pending: bool, channels: tuple[str, ...]) -> None:
+    """Let the members of a channel load what is stored here."""
+    if pending == bool(uris):
+        raise click.UsageError("give URIs, or --pending")
+    chosen = list(channels) or None
+    if pending:
+        _share_pending(chosen)
+    else:
+        _share_stored(uris, chosen)
+
+
+def _share_pending(channels: list[str] | None) -> None:
+    from kachery_p2p.client.daemon import connect
+
+    body = {"contents": None, "pending": True, "channels": channels}
+    result, _ = connect().call("share", body)
+    note(_shared(result["shared"], result["channels"]))
+
+
+def _share_stored(uris: tuple[str, ...], channels: list[str] | None) -> None:
+    from kachery_p2p.client.files import find_local
+    from kachery_p2p.client.storing import share_stored
+
+    wanted = [parse_uri(uri) for uri in uris]
+    for uri in wanted:
+        if find_local(uri) is None:
+            raise NotFoundError(
+                f"sha1://{uri.content} is not stored here",
+                hint="only what is stored here can be shared: `kachery-p2p load` it first",
+            )
+    shared = share_stored([uri.content for uri in wanted], channels)
+    if shared.waiting:
+        where = " in " + ", ".join(shared.channels) if shared.channels else ""
+        note(f"noted: the daemon shares {_files(shared.files)}{where} when it next starts")
+    else:
+        note(_shared(shared.files, list(shared.channels)))
+
+
+def _shared(count: int, channels: list[str]) -> str:
+    return f"shared {_files(count)} in {', '.join(channels) or 'no channel'}"
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"

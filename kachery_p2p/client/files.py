@@ -1,0 +1,205 @@
+"""Files by their content: `store_*` gives a URI, `load_*` gives the content back.
+
+A load looks into the store directory first, with one look at the file system, and is
+then done if the content is there: no daemon is asked and nothing heavy is imported.
+What is not there is asked of the daemon, which fetches it from the channels it is in.
+
+`channels` of `store_*` says where the content may be had: None, in the channels of the
+share list as it is at that moment; [], nowhere (private); or channels by their names.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+from kachery_p2p.client import settings
+from kachery_p2p.content.uris import Uri, parse_uri
+from kachery_p2p.errors import DataFormatError, InvalidRangeError, LoadFileError
+from kachery_p2p.limits import VALUE_BYTES_MAX
+from kachery_p2p.store.paths import blob_path
+
+Channels = Sequence[str] | None
+PathLike = str | os.PathLike[str]
+
+
+# --- storing --------------------------------------------------------------------------
+
+
+def store_file(path: PathLike, label: str | None = None, *, channels: Channels = None) -> str:
+    """Store a copy of the file; its URI, whose name is `label` or else the file's own."""
+    from kachery_p2p.client import storing
+
+    return storing.store_path(os.fspath(path), label, channels)
+
+
+def store_text(text: str, label: str | None = None, *, channels: Channels = None) -> str:
+    """Store a text as UTF-8; its URI."""
+    from kachery_p2p.client import storing
+    from kachery_p2p.content.values import encode_text
+
+    return storing.store_value(encode_text(text), _named(label, "file.txt"), channels)
+
+
+def store_json(value: Any, label: str | None = None, *, channels: Channels = None) -> str:
+    """Store a value of lists, dicts, texts, numbers, true, false and null; its URI."""
+    from kachery_p2p.client import storing
+    from kachery_p2p.content.values import encode_json
+
+    return storing.store_value(encode_json(value), _named(label, "file.json"), channels)
+
+
+def store_npy(array: Any, label: str | None = None, *, channels: Channels = None) -> str:
+    """Store a numpy array; its URI."""
+    from kachery_p2p.client import storing
+    from kachery_p2p.content.values import encode_npy
+
+    return storing.store_value(encode_npy(array), _named(label, "file.npy"), channels)
+
+
+def store_pkl(value: Any, label: str | None = None, *, channels: Channels = None) -> str:
+    """Store a value of plain Python containers and numpy arrays; its URI."""
+    from kachery_p2p.client import storing
+    from kachery_p2p.content.values import encode_pickle
+
+    return storing.store_value(encode_pickle(value), _named(label, "file.pkl"), channels)
+
+
+def _named(label: str | None, default: str) -> str:
+    return default if label is None else label
+
+
+# --- loading --------------------------------------------------------------------------
+
+
+def load_file(uri: str, dest: PathLike | None = None) -> str:
+    """The path of a file with the content, to be read only; or `dest`, with a copy written to it.
+
+    `dest` may be a file (replaced whole or not at all) or an existing directory, which
+    then gets a file of the URI's name. Raises a LoadFileError; never returns None.
+    """
+    wanted = parse_uri(uri)
+    path = find_local(wanted) or _fetch(wanted)
+    if dest is None:
+        return path
+    from kachery_p2p.client import loading
+
+    return loading.copy_out(wanted, path, os.fspath(dest))
+
+
+def load_bytes(uri: str, start: int, end: int) -> bytes:
+    """The bytes from `start` up to, not including, `end`; only they are fetched if it can be."""
+    wanted = parse_uri(uri)
+    if not 0 <= start <= end:
+        raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
+    path = find_local(wanted)
+    if path is not None:
+        return read_range(path, start, end)
+    from kachery_p2p.client import loading
+
+    return loading.fetch_range(wanted, start, end)
+
+
+def load_text(uri: str) -> str:
+    """The content as text, which must be UTF-8."""
+    from kachery_p2p.content.values import decode_text
+
+    return decode_text(_load_value(uri))
+
+
+def load_json(uri: str) -> Any:
+    """The content as the value that its JSON says."""
+    from kachery_p2p.content.values import decode_json
+
+    return decode_json(_load_value(uri))
+
+
+def load_npy(uri: str) -> Any:
+    """The content as a numpy array."""
+    from kachery_p2p.content.values import decode_npy
+
+    return decode_npy(_load_value(uri))
+
+
+def load_pkl(uri: str) -> Any:
+    """The content as the value that was pickled. A pickle that could run code is refused."""
+    from kachery_p2p.content.values import decode_pickle
+
+    return decode_pickle(_load_value(uri))
+
+
+def get_node_id() -> str:
+    """This node's id: what others give you access by."""
+    from kachery_p2p.client import asking
+
+    return asking.node_id()
+
+
+def find_local(wanted: Uri) -> str | None:
+    """Where the content is in the store directory, if it is. One look; the bytes are not read."""
+    path = blob_path(settings.storage_dir(), wanted.content)
+    try:
+        return path if stat.S_ISREG(os.stat(path).st_mode) else None
+    except OSError:
+        return None
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """Bytes of a file; InvalidRangeError unless all of them are there."""
+    descriptor = open_stored(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if end > size:
+            raise InvalidRangeError(
+                f"{start} to {end} does not lie inside the {size} bytes of the file"
+            )
+        return pread_all(descriptor, start, end - start)
+    finally:
+        os.close(descriptor)
+
+
+def open_stored(path: str) -> int:
+    """A descriptor of a stored file."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LoadFileError(
+            f"{path} is stored here but cannot be read: {error.strerror}",
+            hint="ask the owner of the store directory for read permission",
+        ) from error
+
+
+def pread_all(descriptor: int, offset: int, length: int) -> bytes:
+    """Exactly `length` bytes at `offset` (one call of the system gives at most 2 GiB)."""
+    parts = []
+    while length:
+        part = os.pread(descriptor, length, offset)
+        if not part:
+            raise LoadFileError("the file became shorter while it was read", hint="try again")
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _fetch(wanted: Uri) -> str:
+    from kachery_p2p.client import loading
+
+    return loading.fetch(wanted)
+
+
+def _load_value(uri: str) -> bytes:
+    """All bytes of something small enough to be a value."""
+    descriptor = open_stored(load_file(uri))
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > VALUE_BYTES_MAX:
+            raise DataFormatError(
+                f"the content has {size} bytes, more than the {VALUE_BYTES_MAX} of a value",
+                hint="use load_file or load_bytes",
+            )
+        return pread_all(descriptor, 0, size)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,158 @@
+"""What a load does when the content is not in the store directory: it asks the daemon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kachery_p2p.client.daemon import Daemon, UnixDaemon, connect
+from kachery_p2p.client.files import find_local, open_stored, pread_all, read_range
+from kachery_p2p.client.progress import Reporter
+from kachery_p2p.content.uris import Uri
+from kachery_p2p.errors import (
+    DaemonDownError,
+    DaemonProtocolError,
+    InvalidRangeError,
+    NotFoundError,
+    ResolutionError,
+    StorageFullError,
+    StorePermissionError,
+    VerificationError,
+)
+from kachery_p2p.limits import DOOR_PIECE_BYTES
+
+if TYPE_CHECKING:
+    from kachery_p2p.client.http_daemon import HttpDaemon
+
+
+def fetch(wanted: Uri) -> str:
+    """The path of the content, once the daemon has it and it is within our reach."""
+    daemon = connect()
+    try:
+        with Reporter() as reporter:
+            result, descriptor = daemon.call("load", _body(wanted), progress=reporter.tell)
+    except DaemonDownError as error:
+        raise _nowhere(wanted, error) from error
+    try:
+        # A daemon with the same store directory has put it there.
+        return find_local(wanted) or _take_over(wanted, result, descriptor, daemon)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _body(wanted: Uri) -> dict[str, Any]:
+    return {"content": wanted.content, "root": wanted.root, "timeout_s": None}
+
+
+def _nowhere(wanted: Uri, error: DaemonDownError) -> NotFoundError:
+    """Both facts: either could be what the person did not expect."""
+    return NotFoundError(
+        f"sha1://{wanted.content} is not stored here, and {error}", hint=error.hint
+    )
+
+
+def _take_over(wanted: Uri, result: dict[str, Any], descriptor: int | None, daemon: Daemon) -> str:
+    """Copy the content from a daemon with another store into ours, so that next time is a hit."""
+    if not isinstance(daemon, UnixDaemon):
+        pieces = daemon.read_blob(wanted.content, wanted.root)
+    elif descriptor is not None:
+        pieces = _pieces_of(descriptor)
+    else:
+        raise DaemonProtocolError("the daemon loaded the content but did not hand it over")
+    try:
+        return put_pieces(wanted, pieces, result["size"])
+    except (StorePermissionError, StorageFullError):
+        path = result["path"]
+        if descriptor is not None and isinstance(path, str) and _is_same(path, descriptor):
+            return path
+        raise
+
+
+def put_pieces(wanted: Uri, pieces: Iterator[bytes], size: int) -> str:
+    """Into our own store, if the bytes are what the URI says."""
+    from kachery_p2p.client.storing import open_store
+
+    stored = open_store().put_stream(pieces, wanted.content, size)
+    if wanted.root is not None and stored.root != wanted.root:
+        raise VerificationError("the content does not match the root in its URI")
+    return str(stored.path)
+
+
+def _pieces_of(descriptor: int) -> Iterator[bytes]:
+    offset = 0
+    while piece := os.pread(descriptor, DOOR_PIECE_BYTES, offset):
+        yield piece
+        offset += len(piece)
+
+
+def _is_same(path: str, descriptor: int) -> bool:
+    """Whether `path` is, for us too, the readable file that the daemon handed over."""
+    try:
+        same = os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
+    return same and os.access(path, os.R_OK)
+
+
+def fetch_range(wanted: Uri, start: int, end: int) -> bytes:
+    """Bytes of a content that is not stored here."""
+    daemon = connect()
+    if not isinstance(daemon, UnixDaemon):
+        return _fetch_range_over_http(daemon, wanted, start, end)
+    body = {"content": wanted.content, "root": wanted.root, "start": start, "end": end}
+    try:
+        with Reporter() as reporter:
+            result, descriptor = daemon.call("load_range", body, progress=reporter.tell)
+    except DaemonDownError as error:
+        raise _nowhere(wanted, error) from error
+    if descriptor is None:
+        raise DaemonProtocolError("the daemon loaded the bytes but did not hand them over")
+    try:
+        if result["length"] != end - start:
+            raise DaemonProtocolError("the daemon handed over another range than asked for")
+        return pread_all(descriptor, result["offset"], end - start)
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_range_over_http(daemon: HttpDaemon, wanted: Uri, start: int, end: int) -> bytes:
+    try:
+        if wanted.root is None:
+            # Nothing vouches for a part, so the daemon must have the whole first; with
+            # `load` it says that it is alive meanwhile, which GET cannot.
+            with Reporter() as reporter:
+                daemon.call("load", _body(wanted), progress=reporter.tell)
+            if (path := find_local(wanted)) is not None:
+                return read_range(path, start, end)
+        if start == end:
+            return _check_empty(daemon, wanted, end)
+        return daemon.read_range(wanted.content, wanted.root, start, end)
+    except DaemonDownError as error:
+        raise _nowhere(wanted, error) from error
+
+
+def _check_empty(daemon: HttpDaemon, wanted: Uri, end: int) -> bytes:
+    """HTTP has no empty range, but one that lies outside the file is still wrong."""
+    size = daemon.call("find", _body(wanted))[0]["size"]
+    if size is None:
+        raise NotFoundError(f"nobody has sha1://{wanted.content}")
+    if end > size:
+        raise InvalidRangeError(f"{end} does not lie inside the {size} bytes of the file")
+    return b""
+
+
+def copy_out(wanted: Uri, path: str, dest: str) -> str:
+    """Write a copy of a stored file to `dest`, whole or not at all; where it is."""
+    from kachery_p2p.store.copying import copy_whole
+
+    if os.path.isdir(dest):
+        dest = os.path.join(dest, wanted.name or wanted.content)
+    if os.path.isdir(dest):
+        raise ResolutionError(f"{dest} is a directory", hint="give --dest the name of a file")
+    descriptor = open_stored(path)
+    try:
+        return copy_whole(descriptor, dest)
+    finally:
+        os.close(descriptor)

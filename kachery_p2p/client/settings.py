@@ -1,0 +1,59 @@
+"""Where the client looks and whom it asks: the environment, read at each call.
+
+Never cached: programs (Spyglass, for one) change these variables between calls.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kachery_p2p.errors import ConfigError
+
+DAEMON_PORT = 20431
+TOKEN_NAME = "api-token"  # noqa: S105 - the name of a file in the configuration directory
+
+
+def storage_dir() -> str:
+    """The store directory: KACHERY_STORAGE_DIR, or ~/kachery-storage."""
+    return _directory("KACHERY_STORAGE_DIR", "~/kachery-storage")
+
+
+def config_dir() -> str:
+    """The configuration directory: KACHERY_P2P_CONFIG_DIR, or ~/.kachery-p2p."""
+    return _directory("KACHERY_P2P_CONFIG_DIR", "~/.kachery-p2p")
+
+
+def _directory(variable: str, default: str) -> str:
+    # An empty variable is what `export X=` in a shell leaves behind: it means "not set".
+    return os.path.abspath(os.path.expanduser(os.environ.get(variable) or default))
+
+
+def daemon_address() -> tuple[str, int] | None:
+    """Host and port of a daemon to be asked over HTTP; None means the Unix socket."""
+    host = os.environ.get("KACHERY_DAEMON_HOST")
+    port = os.environ.get("KACHERY_DAEMON_PORT")
+    if not host and not port:
+        return None
+    return host or "127.0.0.1", _port(port) if port else DAEMON_PORT
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536):
+        raise ConfigError(
+            f"KACHERY_DAEMON_PORT is {text!r}, which is not a port",
+            hint="give a number from 1 to 65535, or unset it to use the daemon of this computer",
+        )
+    return int(text)
+
+
+def daemon_token() -> str:
+    """The HTTP door's token: KACHERY_DAEMON_TOKEN, else that of a daemon of this configuration."""
+    token = os.environ.get("KACHERY_DAEMON_TOKEN")
+    if not token:
+        try:
+            with open(os.path.join(config_dir(), TOKEN_NAME), encoding="ascii") as file:
+                token = file.read(256)
+        except (OSError, UnicodeError):
+            return ""
+    # Only what a header can carry; anything else is wrong and will be refused as such.
+    return "".join(char for char in token.strip() if "!" <= char <= "~")

@@ -1,0 +1,249 @@
+"""Storing a copy of what the user has, and saying in which channels it may be had.
+
+Four cases, by the daemon that the environment names:
+
+    none runs               we write the object; who may have it goes to shares.log
+    same store directory    we write the object; the daemon is told to share it
+    another store directory the daemon reads the file from a descriptor that we opened
+    another machine         we write the object; the daemon is told, and sent what it lacks
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kachery_p2p.client import settings
+from kachery_p2p.client.daemon import Daemon, UnixDaemon, connect, hello
+from kachery_p2p.client.files import Channels, open_stored
+from kachery_p2p.content.hashes import ContentHash, Root
+from kachery_p2p.content.uris import Uri, check_label, format_uri
+from kachery_p2p.errors import (
+    DaemonDownError,
+    DaemonTimeoutError,
+    SourceFileError,
+    StorageFailedError,
+    UnknownChannelError,
+)
+from kachery_p2p.limits import CHUNK_BYTES, MESSAGE_ITEMS_MAX
+from kachery_p2p.store.paths import blob_path
+
+if TYPE_CHECKING:
+    from kachery_p2p.store.blobs import BlobStore, Stored
+
+WHY = "store"
+
+
+class Shared(NamedTuple):
+    """What became of a wish to share."""
+
+    files: int
+    channels: tuple[str, ...]
+    # True: written down for the daemon, which shares it when it runs.
+    waiting: bool
+
+
+def store_path(path: str, label: str | None, channels: Channels) -> str:
+    """Store a copy of the file at `path`; its URI. No label means the file's own name."""
+    if label is None:
+        # "." has a name too; that it is a directory is then what there is to say.
+        label = os.path.basename(os.path.abspath(path))
+    check_label(label)
+    running = _running_daemon()
+    if running is None or _shares_our_store(running):
+        return _store_here(running, open_store().put_file(path), label, channels)
+    descriptor = open_source(path)
+    try:
+        return _store_by_daemon(running, descriptor, label, channels)
+    finally:
+        os.close(descriptor)
+
+
+def store_value(data: bytes, label: str, channels: Channels) -> str:
+    """Store bytes that are in memory; their URI."""
+    check_label(label)
+    running = _running_daemon()
+    if running is None or _shares_our_store(running):
+        return _store_here(running, open_store().put_bytes(data), label, channels)
+    descriptor = _as_descriptor(data)
+    try:
+        return _store_by_daemon(running, descriptor, label, channels)
+    finally:
+        os.close(descriptor)
+
+
+def open_store() -> BlobStore:
+    """The store directory of the environment, with the index of its configuration."""
+    from kachery_p2p.store.blobs import BlobStore
+    from kachery_p2p.store.index import Index
+
+    return BlobStore(
+        settings.storage_dir(), Index(os.path.join(settings.config_dir(), "state", "index.db"))
+    )
+
+
+def open_source(path: str) -> int:
+    """A descriptor of the user's file. A FIFO is not waited for, a device not read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceFileError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SourceFileError(f"{path} is not a regular file")
+    return descriptor
+
+
+def _as_descriptor(data: bytes) -> int:
+    """The bytes as a nameless file, which is how they travel to the daemon."""
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return os.dup(file.fileno())
+
+
+def _uri(content: str, root: str | None, size: int, label: str) -> str:
+    """The root belongs into the URI where it says more than the hash: above one chunk."""
+    shown = Root.parse(root) if root is not None and size > CHUNK_BYTES else None
+    return format_uri(Uri(ContentHash.parse(content), label, shown))
+
+
+# --- with the daemon --------------------------------------------------------------------
+
+
+class Running(NamedTuple):
+    """A daemon that answers, and what it said of itself."""
+
+    daemon: Daemon
+    said: dict[str, Any]
+
+
+def _running_daemon() -> Running | None:
+    """The daemon if it answers. One that refuses us is an error before any work is done."""
+    daemon = connect()
+    try:
+        return Running(daemon, hello(daemon))
+    except (DaemonDownError, DaemonTimeoutError):
+        return None
+
+
+def _shares_our_store(running: Running) -> bool:
+    """Whether we write the object: also for another machine's daemon, which is sent it after."""
+    if not isinstance(running.daemon, UnixDaemon):
+        return True
+    said = running.said
+    try:
+        ours = os.stat(settings.storage_dir())
+    except OSError:
+        # Not made yet: the daemon's exists, so they are one only if they have one name.
+        return bool(said["store"] == settings.storage_dir())
+    return (ours.st_dev, ours.st_ino) == (said["store_dev"], said["store_ino"])
+
+
+def _store_here(running: Running | None, stored: Stored, label: str, channels: Channels) -> str:
+    if channels is None or len(channels) > 0:
+        share([stored.content], channels, running.daemon if running else None)
+    return _uri(stored.content, stored.root, stored.size, label)
+
+
+def _store_by_daemon(running: Running, descriptor: int, label: str, channels: Channels) -> str:
+    body = {"label": label, "channels": _listed(channels)}
+    stored, _ = running.daemon.call("store", body, descriptor=descriptor)
+    return _uri(stored["content"], stored["root"], stored["size"], label)
+
+
+def _listed(channels: Channels) -> list[str] | None:
+    return None if channels is None else list(channels)
+
+
+# --- sharing ------------------------------------------------------------------------------
+
+
+def share(contents: Sequence[str], channels: Channels, daemon: Daemon | None = None) -> Shared:
+    """Grant stored contents to channels; without a daemon, write the wish down durably."""
+    if daemon is not None:
+        try:
+            return _share_by_daemon(daemon, contents, channels)
+        except (DaemonDownError, DaemonTimeoutError):
+            # It went away meanwhile: nothing is lost.
+            pass
+    return _write_down(contents, channels)
+
+
+def share_stored(contents: Sequence[str], channels: Channels) -> Shared:
+    """`share` for contents that were stored earlier, by whatever daemon runs."""
+    running = _running_daemon()
+    return share(contents, channels, running.daemon if running else None)
+
+
+def _share_by_daemon(daemon: Daemon, contents: Sequence[str], channels: Channels) -> Shared:
+    count = 0
+    names: tuple[str, ...] = ()
+    for start in range(0, len(contents), MESSAGE_ITEMS_MAX):
+        some = list(contents[start : start + MESSAGE_ITEMS_MAX])
+        result = _share_some(daemon, some, channels)
+        count += result["shared"]
+        names = tuple(result["channels"])
+    return Shared(count, names, waiting=False)
+
+
+def _share_some(daemon: Daemon, contents: list[str], channels: Channels) -> dict[str, Any]:
+    body = {"contents": contents, "pending": None, "channels": _listed(channels)}
+    result, _ = daemon.call("share", body)
+    missing = result["missing"]
+    if not missing:
+        return result
+    for content in missing:
+        _hand_over(daemon, content, channels)
+    result, _ = daemon.call("share", body)
+    if result["missing"]:
+        raise StorageFailedError(
+            f"the daemon does not keep {len(result['missing'])} of the files it was sent",
+            hint="see `kachery-p2p status` for what is wrong with its store",
+        )
+    return result
+
+
+def _hand_over(daemon: Daemon, content: str, channels: Channels) -> None:
+    """Give the daemon a content that is in our store and not in its own."""
+    descriptor = open_stored(blob_path(settings.storage_dir(), content))
+    with os.fdopen(descriptor, "rb") as file:
+        if isinstance(daemon, UnixDaemon):
+            body = {"label": None, "channels": _listed(channels)}
+            daemon.call("store", body, descriptor=descriptor)
+        else:
+            daemon.put_blob(content, file)
+
+
+def _write_down(contents: Sequence[str], channels: Channels) -> Shared:
+    from kachery_p2p.store.shares import Share, append_shares
+
+    config_dir = settings.config_dir()
+    names, ids = _resolve(config_dir, channels)
+    listed, now = None if ids is None else tuple(ids), time.time()
+    append_shares(
+        config_dir, [Share(ContentHash(content), listed, WHY, now) for content in contents]
+    )
+    return Shared(len(contents), names, waiting=True)
+
+
+def _resolve(config_dir: str, channels: Channels) -> tuple[tuple[str, ...], list[str] | None]:
+    """Names and ids of the channels; ids None while there is none, which means pending."""
+    from kachery_p2p.channels.files import joined, share_list
+
+    known = {channel.name: channel.id for channel in joined(config_dir)}
+    if channels is None:
+        ids = share_list(config_dir)
+        return tuple(name for name, id in known.items() if id in ids), ids or None
+    for name in channels:
+        if name not in known:
+            raise UnknownChannelError(
+                f"this node has not joined a channel {name!r}",
+                hint=f"join it with `kachery-p2p start --channel {name}`",
+            )
+    return tuple(channels), [known[name] for name in channels]

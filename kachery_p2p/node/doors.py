@@ -1,0 +1,187 @@
+"""What both doors share: a call, and the care that is taken of it.
+
+A door turns bytes into a `Call`, gives it to the handler of its operation and sends
+back what the handler answers. Here is the part in between, which knows no bytes: the
+body is checked against the table before the handler sees it, a handler's mistake is
+logged and answered as "internal error", progress is coalesced, descriptors never leak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import trio
+
+from kachery_p2p.errors import DaemonError, DaemonProtocolError, KacheryError, sole_error
+from kachery_p2p.limits import DOOR_HEARTBEAT_S, DOOR_PROGRESS_S
+from kachery_p2p.wire.operations import (
+    OPERATIONS,
+    Operation,
+    check_body,
+    check_result,
+    error_to_map,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Call:
+    """One request of one client.
+
+    `descriptor` belongs to the door, which closes it when the handler has returned:
+    who needs it longer duplicates it. `stream` is the body of a PUT in pieces of at
+    most 256 KiB. Exactly one of `uid` (Unix door) and `remote` (HTTP door) is set.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        body: object,
+        *,
+        uid: int | None = None,
+        remote: str | None = None,
+        descriptor: int | None = None,
+        stream: AsyncIterator[bytes] | None = None,
+    ) -> None:
+        self.operation = operation.name
+        self.body: dict[str, Any] = check_body(operation, body)
+        if (descriptor is not None) != operation.takes_descriptor:
+            wanted = "needs" if operation.takes_descriptor else "takes no"
+            raise DaemonProtocolError(f"operation {operation.name} {wanted} descriptor")
+        self.uid = uid
+        self.remote = remote
+        self.descriptor = descriptor
+        self.stream = stream
+        self._attached: int | None = None
+        self._latest: dict[str, Any] | None = None
+        self._changed = trio.Event()
+        self._done = trio.Event()
+
+    def progress(self, update: Mapping[str, Any]) -> None:
+        """Tell the client how far the work is. Never blocks: only the latest update is kept."""
+        self._latest = dict(update)
+        self._changed.set()
+
+    def attach(self, descriptor: int) -> None:
+        """Send `descriptor` with the result. The door owns it from here on and closes it."""
+        self.close_attached()
+        self._attached = descriptor
+
+    @property
+    def attached(self) -> int | None:
+        return self._attached
+
+    def close_attached(self) -> None:
+        if self._attached is not None:
+            descriptor, self._attached = self._attached, None
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def finish(self) -> None:
+        """The handler has returned: `updates` ends after what it is sending."""
+        self._done.set()
+        self._changed.set()
+
+    async def updates(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Progress as it comes, at most ten times a second; {} or the last one again every 5 s.
+
+        The repetition says that the daemon is alive, so that a client may give up on
+        silence without giving up on a slow download.
+        """
+        while not self._done.is_set():
+            with trio.move_on_after(DOOR_HEARTBEAT_S):
+                await self._changed.wait()
+            if self._done.is_set():
+                return
+            self._changed = trio.Event()
+            yield self._latest or {}
+            with trio.move_on_after(DOOR_PROGRESS_S):
+                await self._done.wait()
+
+
+Told = TypeVar("Told", contravariant=True)
+
+
+class Started(Protocol[Told]):
+    """The part of trio's task status that a door needs: whom to tell that it is open."""
+
+    def started(self, value: Told) -> None: ...
+
+
+Handler = Callable[[Call], Awaitable[dict[str, Any]]]
+Handlers = Mapping[str, Handler]
+
+
+async def answer(call: Call, handlers: Handlers) -> dict[str, Any]:
+    """{"ok": result} or {"error": ...}: never raises but for cancellation."""
+    try:
+        handler = handlers.get(call.operation)
+        if handler is None:
+            raise DaemonProtocolError(f"the daemon does not offer {call.operation!r}")
+        result = await handler(call)
+    except Exception as raised:
+        error = sole_error(raised) if isinstance(raised, ExceptionGroup) else raised
+        if isinstance(error, KacheryError):
+            return {"error": error_to_map(error)}
+        # A handler's mistake is ours to mend; the client learns only that it was one.
+        log.exception("operation %s failed", call.operation)
+        return {"error": error_to_map(internal_error())}
+    try:
+        return {"ok": check_result(OPERATIONS[call.operation], result)}
+    except DaemonProtocolError:
+        log.exception("operation %s answered what its table forbids", call.operation)
+        return {"error": error_to_map(internal_error())}
+
+
+async def run(
+    call: Call,
+    handlers: Handlers,
+    *,
+    gone: Callable[[], Awaitable[None]],
+    tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
+) -> dict[str, Any] | None:
+    """The call's `answer`, with its progress told on the way; None if the client left first.
+
+    `gone` returns when the client has left, which cancels the handler; so does a `tell` that fails.
+    """
+    reply = None
+    async with trio.open_nursery() as watching:
+
+        async def watch() -> None:
+            await gone()
+            watching.cancel_scope.cancel()
+
+        async def tell_updates(send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+            try:
+                async with contextlib.aclosing(call.updates()) as updates:
+                    async for update in updates:
+                        await send(update)
+            except (OSError, trio.BrokenResourceError, trio.TooSlowError):
+                watching.cancel_scope.cancel()
+
+        watching.start_soon(watch)
+        async with trio.open_nursery() as working:
+            if tell is not None:
+                working.start_soon(tell_updates, tell)
+            reply = await answer(call, handlers)
+            call.finish()
+        watching.cancel_scope.cancel()
+    return reply
+
+
+def internal_error() -> DaemonError:
+    return DaemonError("internal error", hint="this is a bug; the daemon's log tells more")
+
+
+def pieces_in_thread(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
+    """`call.stream` for blocking code in a worker thread (`trio.to_thread.run_sync`)."""
+
+    async def next_piece() -> bytes | None:
+        return await anext(stream, None)
+
+    while (piece := trio.from_thread.run(next_piece)) is not None:
+        yield piece

@@ -1,0 +1,81 @@
+"""The parts of a running node, as the operations see them. Made by `node`, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import trio
+
+from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.identity.keys import NodeId
+from kachery_p2p.network.link import Link
+from kachery_p2p.network.sessions import Sessions
+from kachery_p2p.node.config import NodeConfig
+from kachery_p2p.store.blobs import BlobStore
+from kachery_p2p.store.grants import Grants
+from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.serve import Server
+from kachery_p2p.transfer.sources import Holders
+
+
+class NetworkParts:
+    """What exists once the node is on the network."""
+
+    def __init__(
+        self,
+        link: Link,
+        sessions: Sessions,
+        holders: Holders,
+        downloads: Downloads,
+        server: Server,
+    ) -> None:
+        self.link = link
+        self.sessions = sessions
+        self.holders = holders
+        self.downloads = downloads
+        self.server = server
+
+
+class Parts:
+    """What exists from the start; the network comes 0.5 s later, when libp2p is imported."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        node_id: NodeId,
+        channels: Sequence[SharedChannel],
+        bootstrap: Sequence[str],
+        blobs: BlobStore,
+        grants: Grants,
+    ) -> None:
+        self.config = config
+        self.node_id = node_id
+        self.channels = channels
+        # Addresses of members that the user or a channel file named.
+        self.bootstrap = bootstrap
+        self.blobs = blobs
+        self.grants = grants
+        self.http: str | None = None
+        self.started_at = time.monotonic()
+        self.stop = trio.Event()
+        self.problems: dict[str, str] = {}
+        self._network: NetworkParts | None = None
+        self._connected = trio.Event()
+
+    def connected(self, network: NetworkParts) -> None:
+        self._network = network
+        self._connected.set()
+
+    async def network(self) -> NetworkParts:
+        """The network's parts, waiting for them while the node is starting."""
+        await self._connected.wait()
+        assert self._network is not None
+        return self._network
+
+    @property
+    def network_now(self) -> NetworkParts | None:
+        return self._network
+
+    def channel_name(self, channel_id: str) -> str:
+        return next((c.name for c in self.channels if c.id == channel_id), channel_id[:16])

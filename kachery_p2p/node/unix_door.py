@@ -1,0 +1,336 @@
+"""The Unix door: msgpack frames and descriptors on CONFIG/daemon.sock, for this user alone.
+
+One call at a time on a connection, which stays open for the next. A client that sends
+anything while its call runs, or goes away, has its call cancelled. Whoever may send a
+descriptor has opened the file himself: the daemon never opens a path a client named.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import logging
+import os
+import pwd
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import trio
+
+from kachery_p2p.errors import (
+    ConfigError,
+    DaemonAuthError,
+    DaemonError,
+    DaemonProtocolError,
+    KacheryError,
+    ProtocolError,
+)
+from kachery_p2p.limits import (
+    DOOR_CONNECTIONS_MAX,
+    DOOR_IDLE_S_MAX,
+    DOOR_PIECE_BYTES,
+    DOOR_REQUEST_S_MAX,
+    DOOR_WAITING_MAX,
+)
+from kachery_p2p.node.doors import Call, Handlers, Started, internal_error, run
+from kachery_p2p.wire.codec import FrameDecoder, encode_frame
+from kachery_p2p.wire.operations import OWNER, error_to_map, operation_named
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "daemon.sock"
+# struct sockaddr_un leaves 108 bytes on Linux and 104 on macOS, the final zero included.
+PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
+# A request carries one descriptor; room for a few more lets us close them instead of the kernel.
+DESCRIPTORS_MAX = 4
+
+
+async def serve_unix_door(
+    config_dir: str,
+    handlers: Handlers,
+    *,
+    task_status: Started[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; `task_status` is told the socket's path once it accepts.
+
+    The caller holds the daemon's lock, so a socket that is already there has no owner.
+    """
+    path = os.path.join(config_dir, SOCKET_NAME)
+    directory = _open_private_directory(config_dir)
+    try:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(_bind(path, directory)))
+        door = _Door(handlers)
+        task_status.started(path)
+        try:
+            await trio.serve_listeners(door.welcome, [listener])
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(SOCKET_NAME, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _open_private_directory(config_dir: str) -> int:
+    """A descriptor of the directory, which afterwards nobody else may enter."""
+    try:
+        os.makedirs(config_dir, mode=0o700, exist_ok=True)
+        directory = os.open(config_dir, os.O_RDONLY | os.O_DIRECTORY)
+        if stat.S_IMODE(os.fstat(directory).st_mode) & 0o077:
+            os.fchmod(directory, 0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"the configuration directory {config_dir} cannot be used: {error.strerror}",
+            hint="set KACHERY_P2P_CONFIG_DIR to a directory of your own",
+        ) from error
+    return directory
+
+
+def _bind(path: str, directory: int) -> socket.socket:
+    _remove_stale(path, directory)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(reachable(path, directory))
+        os.chmod(SOCKET_NAME, 0o600, dir_fd=directory)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"no socket can be made at {path}: {error.strerror}",
+            hint="set KACHERY_P2P_CONFIG_DIR to a directory on a local disk",
+        ) from error
+    return listening
+
+
+def _remove_stale(path: str, directory: int) -> None:
+    try:
+        found = os.stat(SOCKET_NAME, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f"{path} is in the way: it is not a socket", hint="move it away")
+    os.unlink(SOCKET_NAME, dir_fd=directory)
+
+
+def reachable(path: str, directory: int) -> str:
+    """`path`, or a short way to it through an open descriptor of its directory."""
+    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
+        return path
+    if sys.platform != "linux":
+        raise ConfigError(
+            f"{path} is too long for a socket", hint="choose a shorter config directory"
+        )
+    return f"/proc/self/fd/{directory}/{SOCKET_NAME}"
+
+
+def peer_uid(connection: trio.socket.SocketType) -> int:
+    """The user on the other side, as the kernel knows it."""
+    if sys.platform == "linux":
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int(struct.unpack("3i", credentials)[1])
+    else:  # noqa: RET505 - mypy takes what follows a platform's return for unreachable
+        # macOS: struct xucred of LOCAL_PEERCRED begins with a version and the uid.
+        return int(struct.unpack_from("2I", connection.getsockopt(0, 1, 76))[1])
+
+
+class _Door:
+    """Lets clients in: only our own user, and not too many at once.
+
+    Clients keep their connections, mostly idle. When all places are taken, who comes
+    next waits, and whoever has been idle longest loses its place: it connects again
+    when it has something to say.
+    """
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self._clients = 0
+        self._places = trio.Semaphore(DOOR_CONNECTIONS_MAX)
+        # Connections between two calls, the longest idle first, with what wakes them.
+        self._idle: dict[_Connection, trio.CancelScope] = {}
+
+    async def welcome(self, stream: trio.SocketStream) -> None:
+        self._clients += 1
+        try:
+            async with stream:
+                await self._serve(_Connection(stream.socket, self._handlers))
+        except OSError as error:
+            log.debug("a client of the Unix door went away: %s", error)
+        except Exception:
+            # One client's connection is never worth the daemon.
+            log.exception("a connection of the Unix door failed")
+        finally:
+            self._clients -= 1
+
+    async def _serve(self, connection: _Connection) -> None:
+        try:
+            self._refuse_strangers(connection.uid)
+        except KacheryError as error:
+            await connection.say_last({"error": error_to_map(error)})
+            return
+        if self._idle and not self._places.value:
+            self._idle.pop(next(iter(self._idle))).cancel()
+        async with self._places:
+            await connection.serve(self._between_calls)
+
+    @contextlib.contextmanager
+    def _between_calls(self, connection: _Connection) -> Iterator[None]:
+        """While the connection waits for its next call it may be closed for another client."""
+        with trio.CancelScope() as scope:
+            self._idle[connection] = scope
+            if self._places.statistics().tasks_waiting:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                self._idle.pop(connection, None)
+
+    def _refuse_strangers(self, uid: int) -> None:
+        if uid != os.geteuid():
+            raise DaemonAuthError(
+                f"socket belongs to user {_user_name(os.geteuid())}",
+                hint="start a daemon of your own, with your own KACHERY_P2P_CONFIG_DIR",
+            )
+        if self._clients > DOOR_CONNECTIONS_MAX + DOOR_WAITING_MAX:
+            raise DaemonError(
+                f"{self._clients} clients are too many for the daemon", hint="try again later"
+            )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+BetweenCalls = Callable[["_Connection"], contextlib.AbstractContextManager[None]]
+
+
+class _Connection:
+    def __init__(self, connection: trio.socket.SocketType, handlers: Handlers) -> None:
+        self._socket = connection
+        self._handlers = handlers
+        self._decoder = FrameDecoder()
+        self._received: list[int] = []
+        self.uid = peer_uid(connection)
+
+    async def serve(self, between_calls: BetweenCalls) -> None:
+        """Requests one after the other until the client leaves, idles too long or errs."""
+        try:
+            # Who has just come is about to speak, and is not taken for idle.
+            request = await self._next_request(await self._wait_for_data())
+            while request is not None:
+                with self._descriptors() as received:
+                    await self._serve_request(request, received)
+                data = b""
+                with between_calls(self):
+                    data = await self._wait_for_data()
+                request = await self._next_request(data)
+        except (ProtocolError, DaemonProtocolError) as error:
+            await self.say_last({"error": error_to_map(DaemonProtocolError(str(error)))})
+        except trio.TooSlowError:
+            log.debug("a client of the Unix door was too slow")
+        finally:
+            self._close_received()
+
+    async def _wait_for_data(self) -> bytes:
+        """The first bytes of the next request; none if the client leaves or idles too long."""
+        with trio.move_on_after(DOOR_IDLE_S_MAX):
+            return await self._receive()
+        return b""
+
+    async def _next_request(self, data: bytes) -> dict[str, Any] | None:
+        with trio.fail_after(DOOR_REQUEST_S_MAX):
+            return await self._finish_request(data)
+
+    async def _finish_request(self, data: bytes) -> dict[str, Any] | None:
+        while data:
+            frames = self._decoder.feed(data)
+            if len(frames) > 1:
+                raise DaemonProtocolError("one request at a time")
+            if frames:
+                return frames[0]
+            data = await self._receive()
+        return None
+
+    async def _receive(self) -> bytes:
+        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        room = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
+        data, messages, _, _ = await self._socket.recvmsg(DOOR_PIECE_BYTES, room, flags)
+        for level, kind, payload in messages:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors = array.array("i")
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+                self._received.extend(descriptors)
+        if len(self._received) > DESCRIPTORS_MAX:
+            raise DaemonProtocolError("too many descriptors")
+        return data
+
+    @contextlib.contextmanager
+    def _descriptors(self) -> Iterator[list[int]]:
+        """What came with the request; closed in the end, whoever used it."""
+        try:
+            yield self._received
+        finally:
+            self._close_received()
+
+    def _close_received(self) -> None:
+        while self._received:
+            with contextlib.suppress(OSError):
+                os.close(self._received.pop())
+
+    async def _serve_request(self, request: dict[str, Any], received: list[int]) -> None:
+        try:
+            call = self._understand(request, received)
+        except KacheryError as error:
+            await self._send({"error": error_to_map(error)})
+            return
+        try:
+            await self._serve_call(call)
+        finally:
+            call.close_attached()
+
+    def _understand(self, request: dict[str, Any], received: list[int]) -> Call:
+        operation = operation_named(request.get("op"), OWNER)
+        if len(received) > 1:
+            raise DaemonProtocolError("more than one descriptor")
+        descriptor = received[0] if received else None
+        if descriptor is not None and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DaemonProtocolError("the descriptor is not of a regular file")
+        return Call(operation, request.get("body", {}), uid=self.uid, descriptor=descriptor)
+
+    async def _serve_call(self, call: Call) -> None:
+        """Run the handler; the answer is sent unless the client has gone meanwhile."""
+        reply = await run(call, self._handlers, gone=self._wait_until_gone, tell=self._tell)
+        if reply is None:
+            raise ConnectionResetError("the client left during its call")
+        await self._send(reply, call.attached)
+
+    async def _wait_until_gone(self) -> None:
+        """Also when data comes: a client that sends during its call broke the protocol."""
+        with contextlib.suppress(OSError):
+            await self._socket.recv(1)
+
+    async def _tell(self, update: dict[str, Any]) -> None:
+        await self._send({"progress": update})
+
+    async def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        try:
+            data = memoryview(encode_frame(message))
+        except ValueError:
+            log.exception("an answer does not fit its frame")
+            data = memoryview(encode_frame({"error": error_to_map(internal_error())}))
+        with trio.fail_after(DOOR_REQUEST_S_MAX):
+            if descriptor is not None:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))
+                data = data[await self._socket.sendmsg([data], [rights]) :]
+            while data:
+                data = data[await self._socket.send(data) :]
+
+    async def say_last(self, message: dict[str, Any]) -> None:
+        """Best effort, just before the connection is closed."""
+        with contextlib.suppress(OSError, trio.TooSlowError):
+            await self._send(message)
