@@ -63,7 +63,7 @@ class DataFormatError(KacheryError, ValueError):
 
 
 class UnsafePickleError(DataFormatError):
-    """The pickle could run code when loaded, so it was not loaded. Ask its author for JSON or npy."""
+    """The pickle could run code when loaded, so it was not. Ask its author for JSON or npy."""
 
 
 class UnsupportedValueError(KacheryError, TypeError):
@@ -86,11 +86,11 @@ class NotFoundError(LoadFileError):
 
 
 class AllProvidersFailedError(LoadFileError):
-    """Some nodes said they have the content, but none delivered it; the message names each and why."""
+    """Nodes said they have the content, but none delivered it; the message says each one's why."""
 
 
 class LoadTimeoutError(LoadFileError):
-    """The content did not arrive within the time allowed; what did arrive is kept for the next try."""
+    """The content did not arrive within the time allowed; what did is kept for the next try."""
 
     exit_code = EXIT_TIMEOUT
 
@@ -106,15 +106,15 @@ class CorruptObjectError(VerificationError):
 
 
 class UriInconsistentError(VerificationError):
-    """The URI's two hashes name different contents: whoever made the URI made a mistake, or lied."""
+    """The URI's two hashes name different contents: whoever made it made a mistake, or lied."""
 
 
 class RootMismatchError(VerificationError):
-    """The URI's root is not the root of the bytes that this node itself has hashed under that name."""
+    """The URI's root is not that of the bytes this node itself has hashed under that name."""
 
 
 class HashCollisionError(VerificationError):
-    """Two different contents have one SHA-1: someone forged one of them. The stored one was kept."""
+    """Two different contents have one SHA-1: someone forged one. The stored one was kept."""
 
 
 # --- storing --------------------------------------------------------------------------

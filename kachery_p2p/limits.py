@@ -118,6 +118,8 @@ OUTBOX_ANSWERS_MAX = 16
 MEMBERS_REFRESH_S = 30.0
 # Dials under way at once: a cold start in a channel of 256 is done in a few seconds.
 DIALS_MAX = 16
+# All addresses of one node together: a list of dead ones must not hold up the dials behind it.
+DIAL_NODE_S_MAX = 30.0
 # Redial backoff: doubles from the first to the last.
 REDIAL_S_MIN = 1.0
 REDIAL_S_MAX = 60.0
@@ -139,8 +141,16 @@ SOURCE_RETURN_S_MAX = 10.0
 # A holder that has never hashed an object asks us to come again: hashing runs at 1.3 GiB/s
 # (measured).
 HASH_WAIT_S_MAX = 3.0
-# A source that sends nothing for this long is stalled: it is left for another one.
+# Objects hashed for the first time at once: they are read from one disk, and leave threads to others.
+HASHED_AT_ONCE_MAX = 2
+# A source that sends less than this for this long is stalled: it is left for another one. Whoever
+# takes less than a piece for as long is not served. The slowest line of use carries 13 KB/s.
 STALL_S_MAX = 5.0
+STALL_BYTES_MIN = 64 << 10
+# A source that failed is left alone this long, so that one which fails at once is not asked in a loop.
+SOURCE_REST_S = 0.5
+# Who vouched for wrong bytes of what, remembered in all: 100 bytes each.
+LIARS_MAX = 4_096
 # Full-size attempts on roots that only peers claim, before we give up (D4).
 CLAIM_ATTEMPTS_MAX = 3
 # A data stream on which nothing is asked for this long is closed: its transfer is over or paused.
