@@ -1,0 +1,123 @@
+"""Storing on this computer, and finding what is stored: no daemon runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from processes import child, environment, run
+from settings import MIB, Settings, settle
+from table import Row, at_least, at_most, figure, median_text, sample
+
+STORE_RATIO_MAX = 1.5
+PEAK_MIB_MAX = 100
+TEXTS_RATIO_MIN = 0.8
+FIND_US_MAX = 20
+RANGE_US_MAX = 50
+COPY = 'cp "$1" "$2" && sync "$2"'
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Big files, many texts, and lookups."""
+    room = settings.room("store")
+    rows, uri, env = _big_files(settings, room)
+    rows += _lookups(settings, uri, env)
+    shutil.rmtree(room)
+    room.mkdir()
+    return rows + _texts(settings, room)
+
+
+def _big_files(settings: Settings, room: Path) -> tuple[list[Row], str, dict[str, str]]:
+    stored: list[dict[str, Any]] = []
+    copied, copy_cpu = [], []
+    env = environment(room / "0")
+    for number in settings.times(3):
+        source = settings.random_file(f"store-source-{number}")
+        copy = room / "copy"
+        settle()
+        done = run(["sh", "-c", COPY, "sh", str(source), str(copy)], env)
+        copied.append(done.seconds)
+        copy_cpu.append(done.cpu_s)
+        copy.unlink()
+        settle()
+        shutil.rmtree(room / str(number - 1), ignore_errors=True)
+        (room / str(number)).mkdir()
+        env = environment(room / str(number))
+        stored.append(child(env, "clients.store_file", str(source)))
+        source.unlink()
+    return _big_rows(settings, stored, copied, copy_cpu), stored[-1]["uri"], env
+
+
+def _big_rows(
+    settings: Settings, stored: list[dict[str, Any]], copied: list[float], copy_cpu: list[float]
+) -> list[Row]:
+    size = f"{settings.big_bytes // MIB:,} MiB"
+    seconds = sample([one["seconds"] for one in stored], "s")
+    again = sample([one["again_s"] for one in stored], "ms", 1e3)
+    copy = sample(copied, "s")
+    ratio = seconds.median / copy.median
+    peaks = [one["peak_mib"] for one in stored if one["peak_mib"] is not None]
+    peak = max(peaks, default=0.0)
+    return [
+        Row(f"`cp` + `sync` of {size}", copy, cpu=median_text(copy_cpu)),
+        Row(
+            f"`store_file` of {size}, durable",
+            seconds,
+            f"{figure(ratio)}x the time of cp + sync",
+            median_text([one["cpu_s"] for one in stored]),
+            figure(peak) if peaks else "",
+            f"{at_most(STORE_RATIO_MAX, ratio, 'x')}; {at_most(PEAK_MIB_MAX, peak, 'MiB')}",
+        ),
+        Row(f"`store_file` of {size} again, unchanged", again, budget="instant"),
+    ]
+
+
+def _lookups(settings: Settings, uri: str, env: dict[str, str]) -> list[Row]:
+    calls = settings.calls(2000)
+    found = sample(child(env, "clients.find_stored", uri, calls)["seconds"], "us", 1e6)
+    ranges = child(env, "clients.read_ranges", uri, settings.big_bytes, calls)
+    read = sample(ranges["seconds"], "us", 1e6)
+    return [
+        Row(
+            "`load_file` of a stored file, a call",
+            found,
+            budget=at_most(FIND_US_MAX, found.median, "us"),
+        ),
+        Row(
+            "`load_bytes` of 4 KiB of a stored file, a call",
+            read,
+            budget=at_most(RANGE_US_MAX, read.median, "us"),
+        ),
+    ]
+
+
+def _texts(settings: Settings, room: Path) -> list[Row]:
+    stored, bare, cpu, bare_cpu = [], [], [], []
+    for number in settings.times(2):
+        texts = [f"text {number} {index}" * 20 for index in range(settings.texts)]
+        bare_room, our_room = room / f"bare-{number}", room / f"ours-{number}"
+        our_room.mkdir()
+        settle()
+        done = child(environment(bare_room), "bare.store_texts", texts, str(bare_room))
+        bare.append(settings.texts / done["seconds"])
+        bare_cpu.append(done["cpu_s"])
+        settle()
+        done = child(environment(our_room), "clients.store_texts", texts)
+        stored.append(settings.texts / done["seconds"])
+        cpu.append(done["cpu_s"])
+    ratio = sample(stored, "").median / sample(bare, "").median
+    return [
+        Row(
+            f"bare loop, {settings.texts:,} texts, same calls for object and log",
+            sample(bare, "texts/s"),
+            cpu=median_text(bare_cpu),
+        ),
+        Row(
+            f"`store_text`, {settings.texts:,} texts one by one, durable",
+            sample(stored, "texts/s"),
+            f"{figure(ratio)}x the bare loop",
+            median_text(cpu),
+            budget=at_least(TEXTS_RATIO_MIN, ratio, "x"),
+        ),
+    ]
