@@ -93,7 +93,7 @@ class Api:
         start, end = call.body["start"], call.body["end"]
         opened = await self._local(content, root)
         if opened is None and root is None:
-            # No hash vouches for a part of it: the whole is fetched and verified first (D4).
+            # No hash vouches for a part of it: the whole is fetched and verified first.
             await self._download(content, None, call)
             opened = await self._local(content, None)
         if opened is not None:
@@ -205,7 +205,8 @@ class Api:
             )
         contents = [ContentHash(text) for text in call.body["contents"] or ()]
         here = [content for content in contents if self._parts.blobs.find(content) is not None]
-        if here:
+        # No channels given ([]) is the wish to share with nobody, not one for later.
+        if here and call.body["channels"] != []:
             await self._grant(here, channels)
         return {
             "shared": shared + (len(here) if channels else 0),

@@ -36,11 +36,11 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.files import load_peers, save_peers
+from kachery_p2p.network.lean_import import empty_packages
 from kachery_p2p.network.session import Me
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.node.api import Api
 from kachery_p2p.node.config import NodeConfig
-from kachery_p2p.node.http_door import serve_http_door
 from kachery_p2p.node.lock import only_daemon
 from kachery_p2p.node.parts import NetworkParts, Parts
 from kachery_p2p.node.token import load_or_create_token
@@ -101,6 +101,9 @@ async def _serve(parts: Parts, key: NodeKey, announce: Announce, open_link: Open
         await nursery.start(serve_unix_door, config.config_dir, handlers)
         nursery.start_soon(_supervise, parts, "reading shares.log", _watch_shares_log, parts)
         if config.http is not None:
+            # h11 and json, which a node without this door never needs.
+            from kachery_p2p.node.http_door import serve_http_door
+
             token = await trio.to_thread.run_sync(load_or_create_token, config.config_dir)
             host, port = await nursery.start(serve_http_door, config.http, token, handlers)
             parts.http = f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}"
@@ -239,7 +242,7 @@ async def _stop_on_signal(stop: trio.Event) -> None:
 def _libp2p(config: NodeConfig) -> OpenLink:
     @contextlib.asynccontextmanager
     async def open_link(key: NodeKey) -> AsyncIterator[Link]:
-        # 0.5 s of imports, in a thread, so that the doors answer meanwhile.
+        # The imports take half a second: in a thread, so that the doors answer meanwhile.
         host = await trio.to_thread.run_sync(_import_host)
         async with host(key, [config.listen], config.advertise) as link:
             yield link
@@ -248,8 +251,9 @@ def _libp2p(config: NodeConfig) -> OpenLink:
 
 
 def _import_host() -> Callable[..., contextlib.AbstractAsyncContextManager[Link]]:
-    from kachery_p2p.network.libp2p_host import open_libp2p_link
-
+    # Only in a daemon, where nobody else uses libp2p: its host is not needed, and takes long.
+    with empty_packages(("libp2p", "libp2p.transport", "libp2p.security", "libp2p.network")):
+        from kachery_p2p.network.libp2p_host import open_libp2p_link
     return open_libp2p_link
 
 
