@@ -8,6 +8,14 @@
 Importing this loads neither the network nor numpy; what a call needs it loads itself.
 """
 
+import sys
+
+if sys.platform == "win32":
+    raise ImportError(
+        "kachery-p2p runs on Linux and macOS, not on Windows: use it in WSL, the Windows"
+        " Subsystem for Linux"
+    )
+
 from kachery_p2p.client.files import (
     get_node_id,
     load_bytes,

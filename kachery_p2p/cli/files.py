@@ -58,10 +58,10 @@ def cat(uri: str, start: int, end: int | None) -> None:
         end = size_of(parse_uri(uri))
     if start > end:
         raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
+    # An empty range there: whether `end` lies inside is known before anything is written.
+    load_bytes(uri, end, end)
     for position in range(start, end, CAT_BYTES):
         write_bytes(load_bytes(uri, position, min(position + CAT_BYTES, end)))
-    if start == end:
-        load_bytes(uri, start, end)
 
 
 def _cat_whole(path: str) -> None:

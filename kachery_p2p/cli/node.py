@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -97,7 +96,7 @@ def start(
 
     config = NodeConfig(
         config_dir=os.path.abspath(config_dir or settings.config_dir()),
-        storage_dir=os.path.abspath(storage_dir or settings.storage_dir()),
+        storage_dir=os.path.abspath(storage_dir or settings.node_storage_dir()),
         label=socket.gethostname() if label is None else label,
         listen=listen,
         http=None if isinstance(http, str) else http,
@@ -138,15 +137,21 @@ def _bootstrap(given: tuple[str, ...]) -> tuple[str, ...]:
 def stop(config_dir: str | None) -> None:
     """Stop the node: downloads under way are kept for the next start."""
     from kachery_p2p.client.daemon import unix_daemon
+    from kachery_p2p.node.lock import LOCK_NAME
 
     directory = os.path.abspath(config_dir or settings.config_dir())
+    lock = os.path.join(directory, LOCK_NAME)
+    was_running = not _wait_for_lock(lock, 0)
     daemon = unix_daemon(directory)
-    daemon.call("status", {})
-    # It may be quicker to go than to answer.
-    with contextlib.suppress(DaemonDownError):
+    try:
         daemon.call("stop", {})
-    daemon.close()
-    if not _wait_for_lock(os.path.join(directory, "daemon.lock"), 2 * STOP_S_MAX):
+    except DaemonDownError:
+        # It may be quicker to go than to answer.
+        if not was_running:
+            raise
+    finally:
+        daemon.close()
+    if not _wait_for_lock(lock, 2 * STOP_S_MAX):
         raise DaemonTimeoutError(
             "the daemon has not stopped yet", hint="repeat this, or end it by its process id"
         )
@@ -162,15 +167,16 @@ def _wait_for_lock(path: str, seconds: float) -> bool:
         return True
     try:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return False
                 time.sleep(LOOK_S)
     finally:
         os.close(descriptor)
-    return False
 
 
 @click.command()
