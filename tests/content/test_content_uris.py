@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from kachery_p2p import errors
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.uris import Uri, check_label, format_uri, parse_uri
+from kachery_p2p.content.uris import (
+    ChunkOf,
+    Uri,
+    ZoneUri,
+    check_label,
+    format_uri,
+    format_zone_uri,
+    parse_uri,
+)
 from kachery_p2p.errors import InvalidNameError, KacheryError, UnknownSchemeError, UriError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,13 +44,31 @@ def is_label(text: str) -> bool:
 labels = st.text(min_size=1, max_size=255).filter(is_label)
 contents = st.binary(min_size=20, max_size=20).map(ContentHash.of_raw)
 roots = st.binary(min_size=32, max_size=32).map(Root.of_raw)
-uris = st.builds(Uri, contents, st.none() | labels, st.none() | roots, st.none() | contents)
+positions = st.integers(0, 10**15 - 2)
+chunks_of = st.builds(
+    lambda content, start, length: ChunkOf(content, start, min(start + length, 10**15 - 1)),
+    contents, positions, st.integers(1, 10**9),
+)  # fmt: skip
+locations = st.lists(st.sampled_from(["data", "day 1", "a&b=c?d", "100%", "é#+"]), min_size=1).map(
+    lambda parts: "/" + "/".join(parts)
+)
+uris = st.builds(
+    Uri,
+    contents,
+    st.none() | labels,
+    st.none() | roots,
+    st.none() | contents,
+    st.none() | chunks_of,
+    st.none() | locations,
+)
 
 
 @pytest.mark.parametrize("vector", VECTORS["uris"], ids=lambda v: repr(v["uri"][:60]))
-def test_every_good_form_is_read(vector: dict[str, str | None]) -> None:
-    uri = parse_uri(str(vector["uri"]))
-    assert uri == (vector["sha1"], vector["name"], vector["root"], vector["manifest"])
+def test_every_good_form_is_read(vector: dict[str, Any]) -> None:
+    uri = parse_uri(vector["uri"])
+    assert uri[:4] == (vector["sha1"], vector["name"], vector["root"], vector["manifest"])
+    assert uri.chunk_of == (tuple(vector["chunk_of"]) if vector["chunk_of"] else None)
+    assert uri.location == vector["location"]
     assert format_uri(uri) == vector["written"]
     assert parse_uri(format_uri(uri)) == uri
 
@@ -82,6 +108,12 @@ def test_every_uri_comes_back_as_it_was_written(uri: Uri) -> None:
     assert text.isascii() and " " not in text
 
 
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.just("") | labels, uris)
+def test_every_uri_of_kachery_2_comes_back_as_it_was_written(zone: str, uri: Uri) -> None:
+    assert parse_uri(format_zone_uri(ZoneUri(zone, uri))) == uri
+
+
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text() | st.text().map(lambda tail: f"sha1://{SHA1}{tail}"))
 def test_garbage_is_refused_or_gives_a_safe_name(text: str) -> None:
@@ -90,6 +122,23 @@ def test_garbage_is_refused_or_gives_a_safe_name(text: str) -> None:
     except (UriError, InvalidNameError):
         return
     assert uri.name is None or is_label(uri.name)
+
+
+@pytest.mark.parametrize(
+    ("uri", "what"),
+    [
+        ("sha1dir://H.label/path", "a directory or a file inside one"),
+        ("md5://H", "a content by its md5"),
+        ("ipfs://CID", "a content by its IPFS hash"),
+        ("feed://ID/name", "a feed or a subfeed"),
+        ("sha1-enc://CODE.ag_GROUP", "a hash that only a server of kachery-cloud can read"),
+        ("https://example.org", "a page on the web"),
+    ],
+)
+def test_what_names_something_else_gets_a_sentence_and_a_hint(uri: str, what: str) -> None:
+    with pytest.raises(UnknownSchemeError, match=what) as caught:
+        parse_uri(uri)
+    assert caught.value.hint
 
 
 def test_a_bare_hash_gets_the_uri_as_a_hint() -> None:

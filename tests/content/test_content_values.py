@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.content.hashes import Cid, sha1_of
 from kachery_p2p.content.values import (
     decode_json,
     decode_npy,
@@ -63,6 +64,20 @@ def test_a_value_keeps_the_bytes_and_the_uri_it_always_had(vector: dict[str, Any
     data = ENCODERS[vector["format"]](value_of(vector["value"]))
     assert data.hex() == vector["bytes"]
     assert sha1_of(data) == vector["sha1"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["older_values"], ids=lambda v: str(v["sha1"][:8]))
+def test_a_value_that_was_written_otherwise_is_read(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    assert sha1_of(data) == vector["sha1"]
+    assert decode_json(data) == vector["value"]
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS["values"] if "cid" in v])
+def test_the_ipfs_hash_of_a_value_is_of_its_bytes(vector: dict[str, Any]) -> None:
+    assert (
+        Cid.parse(vector["cid"]).sha256 == hashlib.sha256(bytes.fromhex(vector["bytes"])).digest()
+    )
 
 
 def test_the_160_megabyte_array_of_the_older_packages_keeps_its_uri() -> None:
