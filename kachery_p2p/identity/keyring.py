@@ -16,15 +16,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterator
 
 from kachery_p2p.errors import KeyFileError, StateVersionError
+from kachery_p2p.identity.disk import (
+    check_private,
+    make_private_directories,
+    read_private,
+    sync_directory,
+    write_durably,
+)
 from kachery_p2p.identity.keys import KEY_BYTES, NODE_KEY_BYTES, NodeKey
 
 KEY_FILE_VERSION = 1
-# The file of version 1 has 238 bytes; what is far larger was not written by us.
-KEY_FILE_BYTES_MAX = 4_096
 
 _HEADER = "kachery-p2p-node-key"
 _NAME = "node.key"
@@ -54,8 +58,8 @@ def load(config_dir: str) -> NodeKey:
     """The node's key. Raises KeyFileError if it is missing, damaged, or others may read it."""
     path = key_path(config_dir)
     with _reading_key(path):
-        _check_private(keys_dir(config_dir), os.lstat(keys_dir(config_dir)), 0o700)
-        text = _read_private(path)
+        check_private(keys_dir(config_dir), os.lstat(keys_dir(config_dir)), 0o700)
+        text = read_private(path).decode("ascii", "replace")
     return _parse(text, path)
 
 
@@ -63,9 +67,10 @@ def _create(config_dir: str) -> None:
     directory = keys_dir(config_dir)
     temp = f"{directory}/{_TEMP_PREFIX}{os.urandom(8).hex()}"
     with _reading_key(key_path(config_dir)):
-        _make_directories(config_dir)
-        _check_private(directory, os.lstat(directory), 0o700)
-        _write_durably(temp, _format(NodeKey.generate(os.urandom(NODE_KEY_BYTES))))
+        make_private_directories(config_dir, directory)
+        check_private(directory, os.lstat(directory), 0o700)
+        key = NodeKey.generate(os.urandom(NODE_KEY_BYTES))
+        write_durably(temp, _format(key).encode("ascii"))
         try:
             # Not rename: it would replace the key of a process that was faster.
             # FileNotFoundError: that process has already swept our file.
@@ -74,41 +79,7 @@ def _create(config_dir: str) -> None:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temp)
-        _sync_directory(directory)
-
-
-def _make_directories(config_dir: str) -> None:
-    """CONFIG and CONFIG/keys, private, and durable before a key is put into them."""
-    if not os.path.isdir(config_dir):
-        os.makedirs(os.path.dirname(os.path.abspath(config_dir)), exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(config_dir, 0o700)
-        _sync_directory(os.path.dirname(os.path.abspath(config_dir)))
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(keys_dir(config_dir), 0o700)
-    _sync_directory(config_dir)
-
-
-def _write_durably(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        data = text.encode("ascii")
-        while data:
-            data = data[os.write(fd, data) :]
-        os.fsync(fd)
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync_directory(directory)
 
 
 def _sweep(config_dir: str) -> None:
@@ -118,34 +89,6 @@ def _sweep(config_dir: str) -> None:
         if name.startswith(_TEMP_PREFIX):
             with contextlib.suppress(OSError):
                 os.unlink(f"{directory}/{name}")
-
-
-def _read_private(path: str) -> str:
-    # O_NONBLOCK: opening a FIFO planted under the name must not hang.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"{path} is not a file")
-        _check_private(path, status, 0o600)
-        return os.read(fd, KEY_FILE_BYTES_MAX).decode("ascii", "replace")
-    finally:
-        os.close(fd)
-
-
-def _check_private(path: str, status: os.stat_result, mode: int) -> None:
-    hint = f"chmod {mode:o} {path}"
-    if stat.S_ISLNK(status.st_mode):
-        raise KeyFileError(f"{path} is a symbolic link", hint="put the real file in its place")
-    if status.st_uid != os.geteuid():
-        raise KeyFileError(
-            f"{path} belongs to another user (uid {status.st_uid})",
-            hint=f"chown it to yourself, then {hint}; or use a configuration of your own",
-        )
-    if status.st_mode & 0o077:
-        raise KeyFileError(
-            f"other users may read {path} (mode {stat.S_IMODE(status.st_mode):o})", hint=hint
-        )
 
 
 @contextlib.contextmanager
