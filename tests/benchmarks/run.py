@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import load
+import logs
 import node
 import startup
 import store
@@ -35,6 +36,7 @@ SUBJECTS: dict[str, Callable[[Settings], list[Row]]] = {
     "node": node.measure,
     "store": store.measure,
     "load": load.measure,
+    "logs": logs.measure,
 }
 
 
