@@ -9,6 +9,8 @@ the error, not for the programmer who raises it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
@@ -81,8 +83,31 @@ class LoadFileError(KacheryError):
     exit_code = EXIT_NOT_FOUND
 
 
+class LoadFilesError(LoadFileError):
+    """Some of the files of one call could not be loaded: `failed` says which, and why each."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        failed: Mapping[str, KacheryError] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.failed = dict(failed or {})
+        self.exit_code = next((error.exit_code for error in self.failed.values()), EXIT_NOT_FOUND)
+
+
 class NotFoundError(LoadFileError):
     """Neither this computer nor any node that answered has the content."""
+
+
+class PathNotFoundError(LoadFileError):
+    """The directory has nothing, or something of another kind, at the path inside it."""
+
+
+class LinkChangedError(NotFoundError):
+    """The file was linked, not copied, and now has other bytes: the link was removed."""
 
 
 class AllProvidersFailedError(LoadFileError):
@@ -124,6 +149,26 @@ class StoreError(KacheryError):
     """The file could not be stored. Nothing half-written is left under a content name."""
 
     exit_code = EXIT_STORAGE
+
+
+class StoreFilesError(StoreError):
+    """Some of the files of one call could not be stored: `failed` says which, and why each.
+
+    `uris` are those of all files of the call, in their order; None for one that was not stored.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        failed: Mapping[str, KacheryError] | None = None,
+        uris: Sequence[str | None] = (),
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.failed = dict(failed or {})
+        self.uris = list(uris)
+        self.exit_code = next((error.exit_code for error in self.failed.values()), EXIT_STORAGE)
 
 
 class SourceFileError(StoreError):
@@ -183,6 +228,11 @@ class KeyFileError(ConfigError):
     """A key file is missing, damaged, or readable by other users of this computer."""
 
 
+class PassphraseError(ConfigError):
+    """The passphrase is not the one that the backup was made with, or is too short to protect one.
+    """
+
+
 class ChannelError(KacheryError):
     """Something about a channel is not right; the message says what."""
 
@@ -207,6 +257,62 @@ class SecretMismatchError(ChannelError):
 
 class UnsafeFileError(ChannelError):
     """A file that decides who may enter could be changed by other users of this computer."""
+
+
+# --- feeds and the history of channels ---------------------------------------------------
+
+
+class LogError(KacheryError):
+    """Something about a feed, or about a channel's history, is not right; the message says what."""
+
+
+class LogFormatError(LogError):
+    """The bytes are not an entry, a head or a proof of a feed: they are damaged or were made up."""
+
+    exit_code = EXIT_CORRUPT
+
+
+class HeadError(LogError):
+    """The statement that a feed ends here is not signed by the feed's owner, or is about another.
+    """
+
+    exit_code = EXIT_CORRUPT
+
+
+class ProofError(LogError):
+    """What another node said about a feed does not follow from what the owner signed: not believed.
+    """
+
+    exit_code = EXIT_CORRUPT
+
+
+class LogForkedError(LogError):
+    """The owner's key has signed two histories of one feed. What is common to both stays readable.
+
+    Either the owner cheats, or runs two copies of one key: ask them. `evidence`, when there is
+    some, is a fork proof: it convinces anybody who knows the feed's id.
+    """
+
+    exit_code = EXIT_CORRUPT
+
+    def __init__(self, message: str, *, hint: str | None = None, evidence: bytes = b"") -> None:
+        super().__init__(message, hint=hint)
+        self.evidence = evidence
+
+
+class LogBehindError(LogError):
+    """A longer copy of this feed exists, signed with its key: nothing may be appended to this one
+    before it has caught up.
+    """
+
+    exit_code = EXIT_IN_USE
+
+
+class LogStoppedError(LogError):
+    """Appending to this feed stopped when its disk failed: restart the node when the disk is well.
+    """
+
+    exit_code = EXIT_STORAGE
 
 
 # --- the daemon ----------------------------------------------------------------------------

@@ -22,6 +22,15 @@ VALUE_DEPTH_MAX = 200
 # Parts of a pickled value, shared ones counted each time: bounds 40-byte pickles that unfold into
 # 2^40 parts, and the 100 bytes of memory that one byte of pickle can cost. More belongs in arrays.
 VALUE_ITEMS_MAX = 1 << 24
+# A chunk list of an older kachery names up to 5 TB in chunks of 20 MB, at 100 bytes a chunk.
+LISTED_CHUNKS_MAX = 1 << 18
+CHUNK_LIST_BYTES_MAX = 32 << 20
+# Files and directories in one directory snapshot, at some 100 bytes each. Whoever has more stores
+# the directories inside.
+DIRECTORY_ENTRIES_MAX = 1 << 20
+DIRECTORY_BYTES_MAX = 128 << 20
+# Directories below each other: a path of 64 names may already have more than Linux's 4,096 bytes.
+DIRECTORY_DEPTH_MAX = 64
 
 # --- store ----------------------------------------------------------------------------------
 
@@ -32,8 +41,27 @@ DISK_RESERVE_BYTES = 1 << 30
 COPY_BUFFERS_MAX = 8
 # A temporary file without a living owner is swept after this long.
 TEMP_AGE_S_MAX = 3_600.0
+# A download that no process works on, and nobody went on with for a month, is given up.
+PARTIAL_AGE_S_MAX = 30 * 86_400.0
+# From this many objects on, two syncs of the whole file system cost less than three of each object.
+GROUP_OBJECTS_MIN = 64
+# What a kill can cost, and what is remembered of a group until it is durable (1 KB an object).
+GROUP_OBJECTS_MAX = 8_192
+GROUP_BYTES_MAX = 4 << 30
+# The JSON of an older kachery's link is a path and some numbers.
+OLD_LINK_BYTES_MAX = 1 << 16
 # SQLite waits this long for another process's write before it says "locked".
 INDEX_BUSY_S_MAX = 30.0
+
+# --- client ---------------------------------------------------------------------------------------
+
+# A mutable is a note: what is bigger goes to the store, and its URI into the mutable.
+MUTABLE_KEY_BYTES_MAX = 1 << 16
+MUTABLE_VALUE_BYTES_MAX = 1 << 20
+# 1 MiB blocks that an opened remote file keeps: a format with a table of contents goes back to it.
+OPENED_BLOCKS_MAX = 8
+# What one request for bytes of an opened remote file brings at most.
+OPENED_READ_BYTES_MAX = 16 << 20
 
 # --- wire ---------------------------------------------------------------------------------------
 
@@ -129,7 +157,7 @@ REDIAL_S_MAX = 60.0
 # One range request over a libp2p stream: a reader that pauses 5 s is reset (measured), so ranges
 # are small.
 RANGE_CHUNKS_MAX = 4
-# Chunks asked for ahead of the first missing one: SHA-1 follows in order from the page cache (D4).
+# Chunks asked for ahead of the first missing one: SHA-1 follows in order from the page cache.
 WINDOW_CHUNKS_MAX = 64
 # Chunks asked of one source and not received yet: two ranges, so that the pipe never runs dry.
 OUTSTANDING_CHUNKS_MAX = 2 * RANGE_CHUNKS_MAX
@@ -151,7 +179,7 @@ STALL_BYTES_MIN = 64 << 10
 SOURCE_REST_S = 0.5
 # Who vouched for wrong bytes of what, remembered in all: 100 bytes each.
 LIARS_MAX = 4_096
-# Full-size attempts on roots that only peers claim, before we give up (D4).
+# Full-size attempts on roots that only peers claim, before we give up.
 CLAIM_ATTEMPTS_MAX = 3
 # A data stream on which nothing is asked for this long is closed: its transfer is over or paused.
 STREAM_IDLE_S_MAX = 60.0
@@ -203,3 +231,30 @@ SECRET_BITS = 160
 BOOTSTRAP_ADDRESSES_MAX = 64
 # A channel file is a page of TOML.
 CHANNEL_FILE_BYTES_MAX = 1 << 16
+
+# --- log ------------------------------------------------------------------------------------------
+
+# Far beyond any log; with it every proof is within the next bound and every number in a database's.
+LOG_ENTRIES_MAX = 1 << 62
+# The longest proof there can be: one hash a level, and one more in a proof of consistency.
+PROOF_HASHES_MAX = 63
+# An entry travels in one control frame. What is bigger goes to the store, and its URI into the log.
+ENTRY_PAYLOAD_BYTES_MAX = 1 << 20
+# Times are milliseconds since 1970; this keeps them within what a database can hold.
+LOG_TIME_MS_MAX = (1 << 63) - 1
+
+# --- keys -----------------------------------------------------------------------------------------
+
+# Our key files have a few hundred bytes; what is far larger was not written by us.
+KEY_FILE_BYTES_MAX = 4_096
+# Key files in one backup: of a node, its channels and its feeds.
+KEY_FILES_MAX = 4_096
+# The text of such a backup: as many key files of ours need 1.5 MiB.
+BACKUP_CHARS_MAX = 4 << 20
+# What a backup may make scrypt use (128 bytes x 2^cost x 8): a backup can come from anybody, and a
+# cost of 40 would ask for a petabyte. Ours use 17: 128 MiB and 0.4 s (measured).
+BACKUP_COST_MIN = 10
+BACKUP_COST_MAX = 18
+# A passphrase is typed by a person; whoever finds the backup may try millions of shorter ones.
+PASSPHRASE_CHARS_MIN = 8
+PASSPHRASE_CHARS_MAX = 1_024

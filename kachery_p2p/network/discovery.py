@@ -11,25 +11,55 @@ from collections.abc import Iterable
 
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
+    ADDRESS_CHARS_MAX,
     ADDRESSES_PER_NODE_MAX,
     PEERS_MAX,
     REDIAL_S_MAX,
     REDIAL_S_MIN,
-    TEXT_CHARS_MAX,
 )
+
+# Doubling ends here, and so does hope for hearsay.
+_FAILURES_MAX = 16
+# A session this long was no misunderstanding (a crossed dial, a peer that can take no more).
+_LASTED_S = 5.0
 
 
 class Contact:
     """What is known of reaching one node."""
 
     def __init__(self) -> None:
-        self.addresses: list[str] = []
+        # What the user, the node itself or the last run told, newest first; and what others told.
+        self.told: list[str] = []
+        self.hearsay: list[str] = []
         self.wanted_by_user = False
         self.proved = False
         self.failures = 0
         self.due_at = 0.0
         self.tried = False
         self.in_flight = False
+        self.reached_at: float | None = None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where to dial, best first: hearsay never takes the place of what the node told."""
+        hearsay = [a for a in self.hearsay if a not in self.told]
+        return (*self.told, *hearsay)[:ADDRESSES_PER_NODE_MAX]
+
+    @property
+    def vouched(self) -> bool:
+        """True for who is worth more than hearsay."""
+        return self.wanted_by_user or self.proved
+
+    def learn(self, addresses: list[str], *, vouched: bool) -> bool:
+        """Take in addresses, newest first; True if any was new."""
+        news = any(a not in self.told and a not in self.hearsay for a in addresses)
+        kept = self.told if vouched else self.hearsay
+        merged = list(dict.fromkeys([*addresses, *kept]))[:ADDRESSES_PER_NODE_MAX]
+        if vouched:
+            self.told = merged
+        else:
+            self.hearsay = merged
+        return news
 
 
 class AddressBook:
@@ -48,35 +78,51 @@ class AddressBook:
         by_user: bool = False,
         proved: bool = False,
     ) -> None:
-        """Remember `addresses` of `node`, newest first; a full book keeps whom it knows.
+        """Remember `addresses` of `node`, newest first; those that name another node are dropped.
 
-        `proved` is for a node that has once proved membership (in an earlier run).
+        `proved` is for a node that has proved membership, now or in an earlier run. A full
+        book gives up hearsay that failed for other hearsay, and any hearsay for a member.
         """
         if node == self._me:
             return
         contact = self._contacts.get(node)
         if contact is None:
-            if len(self._contacts) >= PEERS_MAX and not by_user:
+            if not by_user and not self._make_room(proved):
                 return
             contact = self._contacts[node] = Contact()
         contact.wanted_by_user |= by_user
         contact.proved |= proved
-        fresh = [a for a in addresses if 0 < len(a) <= TEXT_CHARS_MAX]
-        kept = [a for a in contact.addresses if a not in fresh]
-        if set(fresh) - set(contact.addresses):
+        name = f"/p2p/{node.peer_id}"
+        fresh = [a for a in addresses if len(a) <= ADDRESS_CHARS_MAX and a.endswith(name)]
+        if contact.learn(fresh, vouched=by_user or proved):
             contact.due_at = 0.0
-        contact.addresses = (fresh + kept)[:ADDRESSES_PER_NODE_MAX]
+
+    def _make_room(self, proved: bool) -> bool:
+        if len(self._contacts) < PEERS_MAX:
+            return True
+        hearsay = [
+            (contact.failures, node)
+            for node, contact in self._contacts.items()
+            if not contact.vouched and not contact.in_flight and (proved or contact.failures)
+        ]
+        if hearsay:
+            del self._contacts[max(hearsay)[1]]
+        return bool(hearsay)
 
     def due(self, now: float) -> list[tuple[NodeId, tuple[str, ...]]]:
-        """The nodes to dial now; each stays out until `reached`, `failed` or `lost` is told."""
+        """The nodes to dial now, hearsay last.
+
+        Each stays out until `reached`, `failed` or `lost` is told.
+        """
         due = [
             (node, contact)
             for node, contact in self._contacts.items()
             if node not in self._connected and not contact.in_flight and contact.due_at <= now
         ]
+        due.sort(key=lambda found: (not found[1].vouched, found[1].failures))
         for _, contact in due:
             contact.in_flight = True
-        return [(node, tuple(contact.addresses)) for node, contact in due]
+        return [(node, contact.addresses) for node, contact in due]
 
     def next_due_at(self, now: float) -> float:
         """When to look again at the latest."""
@@ -87,31 +133,37 @@ class AddressBook:
         ]
         return min([now + REDIAL_S_MAX, *waiting])
 
-    def reached(self, node: NodeId) -> None:
+    def reached(self, node: NodeId, now: float) -> None:
         """A member session with `node` is open."""
         self._connected.add(node)
         contact = self._contacts.get(node)
         if contact is not None:
-            contact.proved = True
-            contact.failures, contact.tried, contact.in_flight = 0, True, False
+            contact.proved, contact.tried, contact.in_flight = True, True, False
+            contact.reached_at = now
 
     def failed(self, node: NodeId, now: float, jitter: float) -> None:
         """No session with `node` came to be; `jitter` (0 to 1) keeps nodes out of step."""
         contact = self._contacts.get(node)
         if contact is None:
             return
-        wait_s = min(REDIAL_S_MAX, REDIAL_S_MIN * 2**contact.failures)
-        contact.failures = min(contact.failures + 1, 16)
-        contact.due_at = now + wait_s * (0.5 + 0.5 * jitter)
-        contact.tried, contact.in_flight = True, False
+        self._put_off(contact, now, jitter)
         self._forget_if_hopeless(node, contact)
 
-    def lost(self, node: NodeId, now: float) -> None:
-        """The session with `node` ended: dial again soon."""
+    def lost(self, node: NodeId, now: float, jitter: float) -> None:
+        """The session with `node` ended: dial again soon, or later if it never lasts."""
         self._connected.discard(node)
         contact = self._contacts.get(node)
-        if contact is not None:
-            contact.due_at, contact.in_flight = now + REDIAL_S_MIN, False
+        if contact is None:
+            return
+        if contact.reached_at is not None and now - contact.reached_at >= _LASTED_S:
+            contact.failures = 0
+        self._put_off(contact, now, jitter)
+
+    def _put_off(self, contact: Contact, now: float, jitter: float) -> None:
+        wait_s = min(REDIAL_S_MAX, REDIAL_S_MIN * 2**contact.failures)
+        contact.failures = min(contact.failures + 1, _FAILURES_MAX)
+        contact.due_at = now + wait_s * (0.5 + 0.5 * jitter)
+        contact.tried, contact.in_flight = True, False
 
     def drop(self, node: NodeId) -> None:
         """`node` turned out not to be a member: dial it again only if the user named it."""
@@ -128,11 +180,11 @@ class AddressBook:
 
     def addresses_of(self, node: NodeId) -> tuple[str, ...]:
         contact = self._contacts.get(node)
-        return tuple(contact.addresses) if contact is not None else ()
+        return contact.addresses if contact is not None else ()
 
     def known(self) -> dict[NodeId, tuple[str, ...]]:
         """The members worth keeping for the next run; hearsay is not."""
-        return {n: tuple(c.addresses) for n, c in self._contacts.items() if c.proved}
+        return {n: c.addresses for n, c in self._contacts.items() if c.proved}
 
     def unreached_by_user(self) -> tuple[NodeId, ...]:
         """Nodes that the user named, tried without success so far."""
@@ -145,5 +197,5 @@ class AddressBook:
     def _forget_if_hopeless(self, node: NodeId, contact: Contact) -> None:
         # Hearsay is forgotten after 16 failures (11 minutes of doubling waits). Who was once a
         # member is dialled for ever: after a long partition nobody else would bring us together.
-        if contact.failures >= 16 and not (contact.wanted_by_user or contact.proved):
+        if contact.failures >= _FAILURES_MAX and not contact.vouched:
             del self._contacts[node]

@@ -22,6 +22,17 @@ _SCHEMA = 1
 # PEERS_MAX nodes with all their addresses fit many times over.
 _FILE_BYTES_MAX = 16 << 20
 
+# What reading JSON that says anything at all can raise.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    ConfigError,
+)
+
 
 def load_peers(path: str) -> dict[NodeId, tuple[str, ...]]:
     """The members of the last run and their addresses; {} when nothing usable is there."""
@@ -33,14 +44,19 @@ def load_peers(path: str) -> dict[NodeId, tuple[str, ...]]:
             return {}
         found = {}
         for node, addresses in list(state["peers"].items())[:PEERS_MAX]:
-            texts = tuple(str(address) for address in addresses[:ADDRESSES_PER_NODE_MAX])
-            found[NodeId.parse(node)] = texts
+            found[NodeId.parse(node)] = _texts(addresses)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except _DAMAGED as error:
         log.warning("%s cannot be read, members are met again from scratch: %s", path, error)
         return {}
     return found
+
+
+def _texts(addresses: object) -> tuple[str, ...]:
+    if not isinstance(addresses, list) or not all(isinstance(a, str) for a in addresses):
+        raise ValueError("the addresses of a node are not a list of texts")
+    return tuple(addresses[:ADDRESSES_PER_NODE_MAX])
 
 
 def save_peers(path: str, peers: Mapping[NodeId, tuple[str, ...]]) -> None:

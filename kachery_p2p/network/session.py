@@ -7,8 +7,9 @@ a deadline on each, and finds out by itself when the other side is gone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import trio
@@ -24,6 +25,7 @@ from kachery_p2p.errors import (
     PeerRefusedError,
     PeerTimeoutError,
     ProtocolError,
+    ProtocolVersionError,
     sole_error,
 )
 from kachery_p2p.identity.keys import NodeKey, verify_exchange
@@ -31,6 +33,7 @@ from kachery_p2p.limits import (
     HELLO_S_MAX,
     KEEPALIVE_IDLE_S,
     KEEPALIVE_S_MAX,
+    LEAVE_S_MAX,
     OUTBOX_ANSWERS_MAX,
     REQUEST_S_MAX,
 )
@@ -83,14 +86,12 @@ async def meet(stream: Stream, me: Me) -> Met:
     Raises NotAMemberError when no channel is common, PeerTimeoutError, other PeerErrors.
     """
     handshake = _Handshake(stream, me)
-    with trio.move_on_after(HELLO_S_MAX) as waiting:
-        try:
+    try:
+        with trio.move_on_after(HELLO_S_MAX):
             return await handshake.run()
-        except PeerError:
-            # A protocol error or a version mismatch is told, so that its owner can mend it.
-            await stream.send_all(handshake.conversation.last_words())
-            raise
-    assert waiting.cancelled_caught
+    except (ProtocolError, ProtocolVersionError, NotAMemberError):
+        await _part(stream, handshake.conversation)
+        raise
     raise PeerTimeoutError(f"did not finish its handshake within {HELLO_S_MAX:.0f} s")
 
 
@@ -172,6 +173,7 @@ class Session:
         self._outbox, self._to_send = trio.open_memory_channel[bytes](OUTBOX_ANSWERS_MAX)
         self._last_heard = trio.current_time()
         self._doubt = trio.Event()
+        self._heard_more = trio.Event()
         self._scope = trio.CancelScope()
         self._ended = False
 
@@ -181,35 +183,50 @@ class Session:
         return f"{self.label} ({self.peer[:8]})" if self.label else self.peer[:16]
 
     async def request(self, op: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The checked answer.
+        """The checked answer. Of more than PENDING_REQUESTS_MAX at once the later ones wait.
 
         Raises PeerTimeoutError, PeerGoneError, PeerRefusedError, PeerBusyError, PeerError.
         """
-        if self._ended:
-            raise PeerGoneError("is no longer connected")
         asked = _Asked()
         with trio.move_on_after(timeout_s):
-            request_id, frame = self._conversation.request(op, body)
-            try:
-                await self._outbox.send(frame)
-            except BaseException:
-                self._conversation.withdraw(request_id)
-                raise
-            self._asked[request_id] = asked
-            try:
-                await asked.done.wait()
-            finally:
-                del self._asked[request_id]
-                self._conversation.cancel(request_id)
+            await self._ask(asked, op, body)
         if asked.error is not None:
             raise asked.error
         if asked.body is None:
             raise PeerTimeoutError(f"did not answer within {timeout_s:.0f} s")
         return asked.body
 
+    async def _ask(self, asked: _Asked, op: str, body: dict[str, Any]) -> None:
+        request_id, frame = await self._next_request(op, body)
+        self._asked[request_id] = asked
+        sent = False
+        try:
+            await self._outbox.send(frame)
+            sent = True
+            await asked.done.wait()
+        except trio.BrokenResourceError:
+            raise PeerGoneError("went away before it was asked")
+        finally:
+            del self._asked[request_id]
+            # A request that never left is not answered: it must not be waited for.
+            (self._conversation.cancel if sent else self._conversation.withdraw)(request_id)
+
+    async def _next_request(self, op: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        while not self._ended:
+            try:
+                return self._conversation.request(op, body)
+            except PeerTimeoutError:
+                # As many as the peer takes are unanswered: an answer makes room.
+                await self._heard_more.wait()
+        raise PeerGoneError("is no longer connected")
+
     def suspect(self) -> None:
         """Something went wrong with this peer: ask at once whether it is alive."""
         self._doubt.set()
+
+    def noticed(self) -> None:
+        """The peer is moving bytes on another stream, so it is alive."""
+        self._last_heard = trio.current_time()
 
     def end(self) -> None:
         """Stop the session; `run` returns."""
@@ -223,22 +240,24 @@ class Session:
                 await self._run(handlers)
         finally:
             self._ended = True
+            self._to_send.close()
+            self._tell_heard()
             for asked in self._asked.values():
                 asked.error = PeerGoneError("went away before it answered")
                 asked.done.set()
 
     async def _run(self, handlers: Mapping[str, Handler]) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send)
-                nursery.start_soon(self._keep_alive)
-                await self._listen(nursery, handlers)
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            error = sole_error(group)
-            if error is None:
-                raise
-            raise error from None
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send)
+                    nursery.start_soon(self._keep_alive)
+                    await self._listen(nursery, handlers)
+                    nursery.cancel_scope.cancel()
+        except ProtocolError:
+            # The writer is gone by now: two must not write at once.
+            await _part(self._stream, self._conversation)
+            raise
 
     async def _listen(self, nursery: trio.Nursery, handlers: Mapping[str, Handler]) -> None:
         events, self._heard = self._heard, []
@@ -252,12 +271,12 @@ class Session:
                     return
             data = await self._stream.receive_some(_READ_BYTES)
             self._last_heard = trio.current_time()
-            try:
-                events = self._conversation.receive(data)
-            except ProtocolError:
-                with trio.move_on_after(REQUEST_S_MAX):
-                    await self._stream.send_all(self._conversation.last_words())
-                raise
+            events = self._conversation.receive(data)
+            self._tell_heard()
+
+    def _tell_heard(self) -> None:
+        self._heard_more.set()
+        self._heard_more = trio.Event()
 
     def _settle(self, event: Answer | Failure) -> None:
         asked = self._asked.get(event.id)
@@ -299,13 +318,50 @@ class Session:
 
     async def _keep_alive(self) -> None:
         while True:
-            idle_s = self._last_heard + KEEPALIVE_IDLE_S - trio.current_time()
-            with trio.move_on_after(max(idle_s, 0)):
+            heard = self._last_heard
+            with trio.move_on_at(heard + KEEPALIVE_IDLE_S):
                 await self._doubt.wait()
             doubted, self._doubt = self._doubt.is_set(), trio.Event()
-            if doubted or trio.current_time() - self._last_heard >= KEEPALIVE_IDLE_S:
-                await self.request("ping", {}, KEEPALIVE_S_MAX)
-                self._last_heard = trio.current_time()
+            if doubted or self._last_heard == heard:
+                await self._check_alive()
+
+    async def _check_alive(self) -> None:
+        heard = self._last_heard
+        try:
+            await self.request("ping", {}, KEEPALIVE_S_MAX)
+        except PeerTimeoutError:
+            # On a slow line the answer may be stuck behind a chunk that is moving.
+            if self._last_heard == heard:
+                raise
+        self.noticed()
+
+
+@contextlib.contextmanager
+def one_error() -> Iterator[None]:
+    """Around a nursery: raise what its tasks failed with as one error of ours, not as a group.
+
+    When all of it is being cancelled anyway, how its tasks failed matters to nobody.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        cancelled, others = group.split(trio.Cancelled)
+        error = sole_error(others) if others is not None else None
+        if error is None:
+            raise
+        raise cancelled or error from None
+
+
+async def _part(stream: Stream, conversation: Conversation) -> None:
+    """Say why we leave, so that the peer's owner can mend it, and let it be heard.
+
+    A reset would overtake our last words; so the peer has a moment to end the stream.
+    """
+    with trio.move_on_after(LEAVE_S_MAX), contextlib.suppress(PeerError):
+        await stream.send_all(conversation.last_words())
+        await stream.close()
+        while await stream.receive_some(_READ_BYTES):
+            pass
 
 
 def error_of(code: str, text: str) -> PeerError:

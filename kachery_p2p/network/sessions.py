@@ -17,23 +17,26 @@ import trio
 from kachery_p2p.channels.channel import SharedChannel
 from kachery_p2p.errors import (
     NotAMemberError,
+    PeerBusyError,
     PeerError,
     PeerRefusedError,
     PeerUnreachableError,
     ProtocolVersionError,
-    sole_error,
 )
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
+    ADDRESSES_PER_NODE_MAX,
+    DIAL_NODE_S_MAX,
     DIALS_MAX,
-    KEEPALIVE_S_MAX,
+    LABEL_CHARS_MAX,
+    LEAVE_S_MAX,
     MEMBERS_REFRESH_S,
     PEERS_MAX,
     REQUEST_S_MAX,
 )
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.link import CONTROL, Link, Stream
-from kachery_p2p.network.session import Handler, Me, Session, meet
+from kachery_p2p.network.session import Handler, Me, Session, meet, one_error
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +50,8 @@ class Sessions:
         self.problems: dict[NodeId, str] = {}
         self._link = link
         self._me = me
-        self._label = label
-        self._agent = agent
+        self._label = _told(label)
+        self._agent = _told(agent)
         self._sessions: dict[NodeId, Session] = {}
         self._handlers: dict[str, Handler] = {
             "introduce": self._introduce,
@@ -61,6 +64,9 @@ class Sessions:
         self._dialled_once = False
         # Sessions of which we have not heard yet whom they know.
         self._greeting = 0
+        # How many control streams to a node are being opened, proved or used.
+        self._meetings: dict[NodeId, int] = {}
+        self._open = False
 
     def handle(self, op: str, handler: Handler) -> None:
         """Answer members' requests for `op` with `handler`. To be called before `running`."""
@@ -85,12 +91,14 @@ class Sessions:
     async def running(self) -> AsyncIterator[None]:
         """Meet members while inside; leaving ends every session."""
         async with trio.open_nursery() as nursery:
+            self._open = True
             self._link.accept(CONTROL, self._meet_caller)
             nursery.start_soon(self._dial_for_ever)
             nursery.start_soon(self._refresh_for_ever)
             try:
                 yield
             finally:
+                self._open = False
                 for session in self.all():
                     session.end()
                 nursery.cancel_scope.cancel()
@@ -99,44 +107,60 @@ class Sessions:
 
     async def _meet_caller(self, stream: Stream) -> None:
         try:
-            await self._converse(stream)
+            async with self._meeting(stream.peer):
+                await self._converse(stream)
         except PeerError as error:
             log.info("node %s: %s", stream.peer[:16], error)
-            if self.get(stream.peer) is None:
-                await self._link.disconnect(stream.peer)
+
+    @asynccontextmanager
+    async def _meeting(self, node: NodeId) -> AsyncIterator[None]:
+        """When the last control stream to `node` is over, its connections are dropped.
+
+        The next dial then makes a new connection instead of trusting a dead one. Not
+        before: of two streams that cross, the one to be kept may still be proving.
+        """
+        self._meetings[node] = self._meetings.get(node, 0) + 1
+        try:
+            yield
+        finally:
+            self._meetings[node] -= 1
+            if not self._meetings[node]:
+                del self._meetings[node]
+                with trio.move_on_after(LEAVE_S_MAX, shield=True):
+                    await self._link.disconnect(node)
 
     async def _converse(self, stream: Stream, met_event: trio.Event | None = None) -> None:
         """The life of one control stream, from the first hello to its end."""
-        met = await meet(stream, self._me)
-        self._link.admit(stream.peer)
-        session = Session(stream, met)
+        session = Session(stream, await meet(stream, self._me))
         if not self._keep(session):
             return
+        self._link.admit(stream.peer)
         if met_event is not None:
             met_event.set()
         try:
             await self._carry(session)
         finally:
-            await self._forget(session)
+            self._forget(session)
 
     async def _carry(self, session: Session) -> None:
-        try:
+        # From the moment it is there, so that nobody believes all members to be known.
+        self._greeting += 1
+        with one_error():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._get_to_know, session)
                 await session.run(self._handlers)
                 nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            error = sole_error(group)
-            if error is None:
-                raise
-            raise error from None
 
     def _keep(self, session: Session) -> bool:
-        """Register the session, or not if a better one to the same peer is there."""
+        """Register the session, or not if a better one to the same peer is there.
+
+        Raises PeerBusyError when no more members can be met.
+        """
         present = self._sessions.get(session.peer)
-        if present is None and len(self._sessions) >= PEERS_MAX:
-            log.warning("not meeting %s: %d members are connected", session.peer[:16], PEERS_MAX)
+        if not self._open:
             return False
+        if present is None and len(self._sessions) >= PEERS_MAX:
+            raise PeerBusyError(f"one member too many: {PEERS_MAX} are connected")
         if present is not None:
             if self._dialler(present) < self._dialler(session):
                 # If the peer has lost the present one (a crash), the next attempt will be kept.
@@ -145,26 +169,23 @@ class Sessions:
             present.end()
         self._sessions[session.peer] = session
         self.problems.pop(session.peer, None)
-        self.book.reached(session.peer)
+        self.book.reached(session.peer, trio.current_time())
         self._tell_changed()
         return True
 
     def _dialler(self, session: Session) -> NodeId:
         return self._link.node_id if session.outgoing else session.peer
 
-    async def _forget(self, session: Session) -> None:
+    def _forget(self, session: Session) -> None:
         if self._sessions.get(session.peer) is not session:
             return
         del self._sessions[session.peer]
-        self.book.lost(session.peer, trio.current_time())
+        self.book.lost(session.peer, trio.current_time(), self._jitter())
         self._tell_changed()
         self._dial_now.set()
-        with trio.move_on_after(KEEPALIVE_S_MAX, shield=True):
-            await self._link.disconnect(session.peer)
 
     async def _get_to_know(self, session: Session) -> None:
         """Ask who the member is, and whom else it knows. Nothing depends on the answers."""
-        self._greeting += 1
         try:
             answer = await session.request("introduce", self._introduction(), REQUEST_S_MAX)
             self._note_introduction(session, answer)
@@ -176,7 +197,7 @@ class Sessions:
             self._tell_changed()
 
     async def _ask_for_members(self, session: Session) -> None:
-        for channel in session.channels:
+        for channel in sorted(session.channels):
             answer = await session.request("members", {"channel": channel}, REQUEST_S_MAX)
             for member in answer["members"]:
                 self.book.add(NodeId.of_raw(member["node"]), member["addresses"])
@@ -189,7 +210,8 @@ class Sessions:
     # --- answering ------------------------------------------------------------------------------
 
     def _introduction(self) -> dict[str, Any]:
-        return {"label": self._label, "agent": self._agent, "addresses": list(self._link.addresses)}
+        addresses = list(self._link.addresses)[:ADDRESSES_PER_NODE_MAX]
+        return {"label": self._label, "agent": self._agent, "addresses": addresses}
 
     def _note_introduction(self, session: Session, body: dict[str, Any]) -> None:
         session.label = body["label"]
@@ -237,32 +259,44 @@ class Sessions:
     ) -> None:
         met = trio.Event()
         try:
-            async with limit:
-                stream = await self._open_control(node, addresses)
-            try:
-                await self._converse(stream, met)
-            finally:
-                await stream.reset()
+            async with self._meeting(node):
+                async with limit:
+                    stream = await self._open_control(node, addresses)
+                try:
+                    await self._converse(stream, met)
+                finally:
+                    await stream.reset()
         except (NotAMemberError, ProtocolVersionError) as error:
-            self.problems[node] = str(error)
+            self._note_problem(node, error)
             self.book.drop(node)
         except PeerError as error:
-            self.problems.setdefault(node, str(error))
-            log.info("node %s: %s", node[:16], error)
+            self._note_problem(node, error)
+        except Exception:
+            # A mistake of ours in one conversation must not cost the others.
+            log.exception("the conversation with node %s failed", node[:16])
         if not met.is_set() and node not in self._sessions:
-            self.book.failed(node, trio.current_time(), self._me.random(1)[0] / 255)
+            self.book.failed(node, trio.current_time(), self._jitter())
             self._tell_changed()
+
+    def _note_problem(self, node: NodeId, error: PeerError) -> None:
+        log.info("node %s: %s", node[:16], error)
+        self.problems.pop(node, None)
+        if len(self.problems) >= PEERS_MAX:
+            del self.problems[next(iter(self.problems))]
+        self.problems[node] = str(error)
+
+    def _jitter(self) -> float:
+        return self._me.random(1)[0] / 255
 
     async def _open_control(self, node: NodeId, addresses: tuple[str, ...]) -> Stream:
         why: PeerError = PeerUnreachableError("no address of it is known")
-        for address in addresses:
-            try:
-                reached = await self._link.connect(address)
-                if reached == node:
+        with trio.move_on_after(DIAL_NODE_S_MAX):
+            for address in addresses:
+                try:
+                    await self._link.connect(address)
                     return await self._link.open_stream(node, CONTROL)
-                why = PeerUnreachableError(f"another node answers at {address}")
-            except PeerError as error:
-                why = error
+                except PeerError as error:
+                    why = error
         raise why
 
     async def _refresh_for_ever(self) -> None:
@@ -278,6 +312,11 @@ class Sessions:
                 await self._ask_for_members(sessions[turn])
             except PeerError as error:
                 log.info("node %s: %s", sessions[turn].peer[:16], error)
+
+
+def _told(name: str) -> str:
+    """A name as it may be told to members: the wire refuses what a terminal could choke on."""
+    return "".join(c if c.isprintable() else "?" for c in name)[:LABEL_CHARS_MAX]
 
 
 async def _pong(session: Session, body: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ same bytes: that is checked last, and until then nothing stands under the conten
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -27,33 +28,23 @@ from kachery_p2p.content.manifests import (
     verify_page,
 )
 from kachery_p2p.errors import (
-    AllProvidersFailedError,
-    DataFormatError,
     InvalidRangeError,
     KacheryError,
     LoadFileError,
-    PeerBusyError,
-    PeerError,
-    PeerGoneError,
-    PeerTimeoutError,
     UriInconsistentError,
     VerificationError,
 )
-from kachery_p2p.limits import CHUNK_BYTES, SOURCE_RETURN_S_MAX
+from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.transfer.schedule import ChunkSchedule, Want
 from kachery_p2p.transfer.sources import Source
+from kachery_p2p.transfer.suppliers import FAULTS, Suppliers
 
 log = logging.getLogger(__name__)
 
-# Faults after which the same source may be used again: it went away, it did not misbehave.
-_TRANSIENT = (PeerGoneError, PeerTimeoutError, PeerBusyError)
 # Chunks read back from the page cache for SHA-1 in one go: 8 MiB are hashed in 5 ms.
 _CATCH_UP_CHUNKS = 8
-
-FindSources = Callable[[], Awaitable[list[Source]]]
-WaitForSources = Callable[[float], Awaitable[None]]
 
 
 class State(NamedTuple):
@@ -90,8 +81,7 @@ class Fetch:
         *,
         blobs: BlobStore,
         node_id: str,
-        find_sources: FindSources,
-        wait_for_sources: WaitForSources,
+        suppliers: Suppliers,
         stored: Callable[[], Awaitable[None]],
         tell: Callable[[State], None],
     ) -> None:
@@ -99,12 +89,9 @@ class Fetch:
         self.root = root
         self.ended = trio.Event()
         self.closing = False
-        self.faults: dict[str, str] = {}
-        self.liars: set[str] = set()
         self._blobs = blobs
         self._node_id = node_id
-        self._find_sources = find_sources
-        self._wait_for_sources = wait_for_sources
+        self._suppliers = suppliers
         self._stored = stored
         self._tell = tell
         self._waiters: list[Waiter] = []
@@ -115,7 +102,6 @@ class Fetch:
         self._hashed = 0
         self._using: str | None = None
         self._cancel = trio.CancelScope()
-        self._failed_since: float | None = None
 
     # --- those who wait ---------------------------------------------------------------
 
@@ -136,12 +122,13 @@ class Fetch:
         finally:
             self._leave(waiter)
         if waiter.error is not None:
+            # A copy: many may wait, and a traceback belongs to one of them.
             raise type(waiter.error)(str(waiter.error), hint=waiter.error.hint)
         assert self._object is not None
         return waiter.descriptor, self._object.size
 
     def _enter(self, waiter: Waiter) -> None:
-        if self._object is None or waiter.done.is_set():
+        if self._object is None or waiter.want is not None or waiter.done.is_set():
             return
         size, chunks = self._object.size, range(self._object.chunk_count)
         if waiter.byte_range is not None:
@@ -168,8 +155,11 @@ class Fetch:
         for waiter in self._waiters:
             ready = waiter.want is not None and waiter.want.satisfied and not waiter.done.is_set()
             if ready and waiter.byte_range is not None and self._partial is not None:
-                waiter.descriptor = self._partial.open_data()
-                waiter.done.set()
+                try:
+                    waiter.descriptor = self._partial.open_data()
+                    waiter.done.set()
+                except KacheryError as error:
+                    waiter.fail(error)
 
     @property
     def _whole_wanted(self) -> bool:
@@ -197,67 +187,40 @@ class Fetch:
             raise
         finally:
             self.closing = True
-            # For whoever joined between the last chunk and here.
-            self._fail_all(PeerGoneError("the transfer ended"))
+            # Nobody waits any more, unless the node stops.
+            self._fail_all(LoadFileError("this node is stopping", hint="what arrived is kept"))
             with trio.CancelScope(shield=True):
                 await self._put_down()
             self.ended.set()
 
     async def _fetch(self) -> None:
         while True:
-            source = await self._next_source()
+            source = await self._suppliers.next()
             self._using = source.name
             try:
-                if self._object is None:
-                    await self._begin(source)
-                await source.pull(self.content, self.root, self._request_for(source), self._deliver)
-                if self._whole_wanted and self._schedule.satisfied:
-                    await self._finish()
-                if all(w.done.is_set() for w in self._waiters):
-                    return
-            except _TRANSIENT as error:
-                self._note_fault(source, error)
-            except (PeerError, VerificationError, DataFormatError) as error:
-                if isinstance(error, UriInconsistentError):
-                    raise
-                self._note_fault(source, error)
-                self.liars.add(source.name)
+                await self._take_from(source)
+            except UriInconsistentError:
+                # No fault of who served these bytes: it is root and SHA-1 that do not agree.
+                raise
+            except FAULTS as error:
+                self._suppliers.failed(source, error)
             finally:
-                self._schedule.source_left(source.name)
+                self._schedule.source_left(source.node)
                 self._using = None
+            if self._whole_wanted and self._object is not None and self._schedule.satisfied:
+                await self._finish()
+            if all(waiter.done.is_set() for waiter in self._waiters):
+                return
 
-    async def _next_source(self) -> Source:
-        """A source that has not misbehaved; waits a while for one to come back."""
-        while True:
-            fresh = [s for s in await self._find_sources() if s.name not in self.liars]
-            # Who failed least recently, if anyone failed: dicts keep the order of failures.
-            order = list(self.faults)
-            fresh.sort(key=lambda s: order.index(s.name) + 1 if s.name in self.faults else 0)
-            patience_s = self._patience_s()
-            if fresh and patience_s > 0:
-                return fresh[0]
-            if patience_s <= 0 or not (self.faults.keys() - self.liars):
-                raise self._nobody_delivers()
-            await self._wait_for_sources(patience_s)
-
-    def _patience_s(self) -> float:
-        """How much longer sources that went away are waited for: counted from the last progress."""
-        if self._failed_since is None:
-            return SOURCE_RETURN_S_MAX
-        return self._failed_since + SOURCE_RETURN_S_MAX - trio.current_time()
-
-    def _note_fault(self, source: Source, error: KacheryError) -> None:
-        self.faults.pop(source.name, None)
-        self.faults[source.name] = str(error)
-        if self._failed_since is None:
-            self._failed_since = trio.current_time()
-        log.warning("source %s failed for %s: %s", source.name, self.content, error)
-
-    def _nobody_delivers(self) -> KacheryError:
-        told = "; ".join(f"{name}: {why}" for name, why in self.faults.items())
-        return AllProvidersFailedError(
-            f"no provider delivered sha1://{self.content} ({told or 'all went away'})",
-            hint="what arrived is kept: run it again when a provider is back",
+    async def _take_from(self, source: Source) -> None:
+        """Everything that is wanted, as far as this source gives it."""
+        if self._object is None:
+            await self._begin(source)
+        await source.pull(
+            self.content,
+            self.root,
+            lambda: self._schedule.next_for(source.node),
+            self._deliver,
         )
 
     async def _begin(self, source: Source) -> None:
@@ -281,18 +244,21 @@ class Fetch:
         )
         self._object = found
         self._schedule = ChunkSchedule(found.chunk_count)
-        await trio.to_thread.run_sync(self._resume)
+        await self._resume()
         for waiter in self._waiters:
             self._enter(waiter)
         self._tell(self.state())
 
-    def _resume(self) -> None:
+    async def _resume(self) -> None:
+        """Hash what an earlier try left, in pieces: it may be a lot, and we may be told to stop."""
         assert self._partial is not None
-        for number in self._partial.verified_chunks():
-            self._schedule.hold(number)
-
-    def _request_for(self, source: Source) -> Callable[[], range | None]:
-        return lambda: self._schedule.next_for(source.name)
+        left = self._partial.verified_chunks()
+        while numbers := await trio.to_thread.run_sync(
+            lambda: list(itertools.islice(left, _CATCH_UP_CHUNKS))
+        ):
+            for number in numbers:
+                self._schedule.hold(number)
+            self._notify()
 
     async def _deliver(self, source: Source, number: int, data: bytes) -> None:
         """One chunk has arrived: verify, write and hash it in a thread, then tell."""
@@ -306,8 +272,8 @@ class Fetch:
             verify_page(self._object, page_number, page)
             await trio.to_thread.run_sync(self._partial.write_page, page_number, page)
         await trio.to_thread.run_sync(self._accept, number, data)
-        self._schedule.received(source.name, number)
-        self._failed_since = None
+        self._schedule.received(source.node, number)
+        self._suppliers.progressed()
         self._notify()
         self._tell(self.state())
 
@@ -333,24 +299,37 @@ class Fetch:
     async def _finish(self) -> None:
         """All chunks are here: check the SHA-1, make the partial the blob."""
         assert self._object is not None
-        assert self._partial is not None
         while self._hashed < self._object.chunk_count:
             await trio.to_thread.run_sync(self._catch_up)
-        partial, self._partial = self._partial, None
+        # Not to be stopped half-way: the partial would be nobody's, or the blob without a grant.
+        with trio.CancelScope(shield=True):
+            partial, self._partial = self._partial, None
+            assert partial is not None
+            await trio.to_thread.run_sync(self._adopt, partial)
+            await self._stored()
+            opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
+        with opened:
+            for waiter in self._waiters:
+                if waiter.byte_range is not None and not waiter.done.is_set():
+                    waiter.descriptor = os.dup(opened.descriptor)
+                waiter.done.set()
+
+    def _adopt(self, partial: Partial) -> None:
         if self._sha1.hexdigest() != self.content:
-            await trio.to_thread.run_sync(partial.discard)
+            partial.discard()
             raise UriInconsistentError(
                 f"the bytes with root {self.root} do not have the SHA-1 {self.content}",
                 hint="ask whoever gave you the URI for a correct one",
             )
-        pages = tuple(partial.page(n) for n in range(self._object.page_count))
-        manifest = Manifest(self._object, pages)
-        await trio.to_thread.run_sync(self._blobs.adopt_partial, partial, manifest)
-        await self._stored()
-        for waiter in self._waiters:
-            if waiter.byte_range is not None and not waiter.done.is_set():
-                waiter.descriptor = self._blobs.open_verified(self.content).descriptor
-            waiter.done.set()
+        try:
+            pages = tuple(partial.page(n) for n in range(partial.root_object.page_count))
+            self._blobs.adopt_partial(partial, Manifest(partial.root_object, pages))
+        except VerificationError:
+            # These bytes are not to become the blob: with others of this SHA-1 they collide.
+            partial.discard()
+            raise
+        finally:
+            partial.close()
 
     async def _put_down(self) -> None:
         if self._partial is not None:

@@ -21,13 +21,12 @@ from kachery_p2p.errors import (
     PeerBusyError,
     PeerError,
     PeerRefusedError,
-    ProtocolError,
 )
 from kachery_p2p.limits import (
     CHUNK_BYTES,
     HASH_WAIT_S_MAX,
+    HASHED_AT_ONCE_MAX,
     SERVED_STREAMS_PER_PEER_MAX,
-    STALL_S_MAX,
     STREAM_IDLE_S_MAX,
 )
 from kachery_p2p.network.link import DATA, Link, Stream
@@ -36,6 +35,7 @@ from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.objects import Opened
+from kachery_p2p.transfer.sources import send_in_time
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import RangeRequest, read_range_request
 
@@ -53,6 +53,7 @@ class Server:
         self._grants = grants
         self._streams: dict[str, int] = {}
         self._hashing: dict[ContentHash, trio.Event] = {}
+        self._hashers = trio.CapacityLimiter(HASHED_AT_ONCE_MAX)
         self._nursery: trio.Nursery | None = None
         self.bytes_served = 0
         sessions.handle("have", self._have)
@@ -124,10 +125,15 @@ class Server:
 
     async def _hash(self, content: ContentHash) -> None:
         try:
-            opened = await trio.to_thread.run_sync(self._blobs.open_verified, content)
+            opened = await trio.to_thread.run_sync(
+                self._blobs.open_verified, content, limiter=self._hashers
+            )
             opened.close()
         except KacheryError as error:
             log.warning("cannot serve %s: %s", content, error)
+        except Exception:
+            # One object that cannot be read must not take the other ones off the network.
+            log.exception("hashing %s failed", content)
         finally:
             self._hashing.pop(content).set()
 
@@ -159,21 +165,20 @@ class Server:
                     await self._serve_range(stream, opened, read_range_request(message))
 
     async def _serve_range(self, stream: Stream, opened: _Open, request: RangeRequest) -> None:
-        chunks = range(request.first, request.first + request.count)
-        try:
-            await opened.use(await self._held_for(stream, request))
-            for number in chunks:
-                data = await opened.read(number)
-                await _send(stream, request.chunk_frame(number, data))
-                self.bytes_served += len(data)
-        except (PeerRefusedError, PeerBusyError) as error:
-            await _send(stream, request.failure_frame(code_of(error), str(error)))
-
-    async def _held_for(self, stream: Stream, request: RangeRequest) -> RootObject:
         # Looked up for each request: removal from a channel ends a transfer at the next range.
         session = self._sessions.get(stream.peer)
-        if session is None:
-            raise _refusal()
+        try:
+            if session is None:
+                raise _refusal()
+            await opened.use(await self._held_for(session, request))
+            for number in range(request.first, request.first + request.count):
+                data = await opened.read(number)
+                await send_in_time(stream, request.chunk_frame(number, data), session.noticed)
+                self.bytes_served += len(data)
+        except (PeerRefusedError, PeerBusyError) as error:
+            await send_in_time(stream, request.failure_frame(code_of(error), str(error)))
+
+    async def _held_for(self, session: Session, request: RangeRequest) -> RootObject:
         held = await self._held(session, asdict(request))
         if request.first + request.count > held.chunk_count:
             raise _refusal()
@@ -213,17 +218,14 @@ class _Open:
         assert self._held is not None
         length = chunk_length(self._held.size, number)
         descriptor = self._opened.descriptor
-        data = await trio.to_thread.run_sync(os.pread, descriptor, length, number * CHUNK_BYTES)
+        try:
+            data = await trio.to_thread.run_sync(os.pread, descriptor, length, number * CHUNK_BYTES)
+        except OSError as error:
+            log.warning("cannot serve %s: %s", self._held.content, error)
+            raise PeerError("an object could not be read")
         if len(data) != length:
-            raise ProtocolError("an object became shorter while it was served")
+            raise PeerError("an object became shorter while it was served")
         return data
-
-
-async def _send(stream: Stream, frame: bytes) -> None:
-    with trio.move_on_after(STALL_S_MAX) as waiting:
-        await stream.send_all(frame)
-    if waiting.cancelled_caught:
-        raise ProtocolError(f"took nothing for {STALL_S_MAX:.0f} s")
 
 
 def _refusal() -> PeerRefusedError:

@@ -27,6 +27,7 @@ from kachery_p2p.limits import (
     OUTSTANDING_CHUNKS_MAX,
     RANGE_CHUNKS_MAX,
     REQUEST_S_MAX,
+    STALL_BYTES_MIN,
     STALL_S_MAX,
 )
 from kachery_p2p.network.link import DATA, Link, Stream
@@ -46,11 +47,11 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """How people know it; unique among the sources of a blob."""
+        """How people know it. A peer chooses its label, so blame goes by `node`."""
 
     @property
     def node(self) -> str:
-        """The id of the node that serves."""
+        """The id of the node that serves; unique among the sources of a blob."""
 
     @property
     def channel(self) -> str:
@@ -69,7 +70,7 @@ class Source(Protocol):
     ) -> None:
         """Ask for what `next_range` says until it says None; `deliver` each chunk in that order.
 
-        Raises PeerTimeoutError when nothing comes for STALL_S_MAX, other PeerErrors,
+        Raises PeerTimeoutError when too little comes for STALL_S_MAX, other PeerErrors,
         and whatever `deliver` raises.
         """
 
@@ -141,14 +142,14 @@ class PeerSource:
         next_range: Callable[[], range | None],
         deliver: Deliver,
     ) -> None:
-        answers = _Answers(stream)
+        answers = _Answers(stream, self._session.noticed)
         outstanding = 0
         for request_id in itertools.count(1):
             if asked is not None:
                 request = RangeRequest(
                     request_id, self.channel, content.raw, root.raw, asked.start, len(asked)
                 )
-                await _send(stream, request.frame())
+                await send_in_time(stream, request.frame())
                 answers.expect(request)
                 outstanding += len(asked)
             while outstanding > (0 if asked is None else OUTSTANDING_CHUNKS_MAX - RANGE_CHUNKS_MAX):
@@ -164,10 +165,11 @@ class PeerSource:
 
 
 class _Answers:
-    """Chunks off a data stream, in the order asked for, each within STALL_S_MAX."""
+    """Chunks off a data stream, in the order asked for, STALL_BYTES_MIN in each STALL_S_MAX."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, moved: Callable[[], None]) -> None:
         self._stream = stream
+        self._moved = moved
         self._decoder = FrameDecoder()
         self._ready: deque[Message] = deque()
         self._expected: deque[RangeAnswer] = deque()
@@ -187,20 +189,53 @@ class _Answers:
     async def _next_message(self) -> Message:
         while not self._ready:
             with trio.move_on_after(STALL_S_MAX) as waiting:
-                data = await self._stream.receive_some(_READ_BYTES)
+                await self._receive_a_piece()
             if waiting.cancelled_caught:
-                raise PeerTimeoutError(f"sent nothing for {STALL_S_MAX:.0f} s")
-            if not data:
-                raise PeerGoneError("ended the transfer early")
-            self._ready.extend(self._decoder.feed(data))
+                raise PeerTimeoutError(f"sent nearly nothing for {STALL_S_MAX:.0f} s")
         return self._ready.popleft()
 
+    async def _receive_a_piece(self) -> None:
+        """Not just some bytes: a source that drips them would be waited for all year."""
+        received = 0
+        while received < STALL_BYTES_MIN and not self._ready:
+            data = await self._stream.receive_some(_READ_BYTES)
+            if not data:
+                raise PeerGoneError("ended the transfer early")
+            self._moved()
+            received += len(data)
+            self._ready.extend(self._decoder.feed(data))
 
-async def _send(stream: Stream, frame: bytes) -> None:
-    with trio.move_on_after(STALL_S_MAX) as waiting:
-        await stream.send_all(frame)
-    if waiting.cancelled_caught:
-        raise PeerTimeoutError(f"took nothing for {STALL_S_MAX:.0f} s")
+
+async def send_in_time(
+    stream: Stream, frame: bytes, moved: Callable[[], None] = lambda: None
+) -> None:
+    """Send a frame in pieces, each within STALL_S_MAX: a slow peer gets it, a stalled one not.
+
+    `moved` is called after each. Raises PeerTimeoutError.
+    """
+    for at in range(0, len(frame), STALL_BYTES_MIN):
+        with trio.move_on_after(STALL_S_MAX) as waiting:
+            await stream.send_all(frame[at : at + STALL_BYTES_MIN])
+        if waiting.cancelled_caught:
+            raise PeerTimeoutError(f"took nearly nothing for {STALL_S_MAX:.0f} s")
+        moved()
+
+
+class _Asking:
+    """One `have?` under way, for everyone here who wants to know."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.claim: Claim | None = None
+        self.error: PeerError | None = None
+
+
+class Answers(NamedTuple):
+    """What the members said: claims; whether someone is still hashing; and who was asked."""
+
+    claims: list[Claim]
+    busy: bool
+    asked: tuple[Session, ...]
 
 
 class Holders:
@@ -209,6 +244,7 @@ class Holders:
     def __init__(self, sessions: Sessions, link: Link) -> None:
         self._sessions = sessions
         self._link = link
+        self._asking: dict[tuple[Session, str, ContentHash], _Asking] = {}
 
     def asked(self) -> tuple[int, tuple[str, ...]]:
         """(how many members are connected, the names of our channels), for error messages."""
@@ -218,19 +254,36 @@ class Holders:
         self, content: ContentHash, wanted: Callable[[Claim], bool], patience_s: float
     ) -> list[Claim]:
         """Claims that are `wanted`; waits while members are being dialled or hash the blob."""
+        return (await self.look(content, wanted, patience_s)).claims
+
+    async def look(
+        self, content: ContentHash, wanted: Callable[[Claim], bool], patience_s: float
+    ) -> Answers:
+        """The same, and whether there might be more claims in a while."""
         give_up_at = trio.current_time() + patience_s
         while True:
-            claims, busy = await self._ask_everyone(content, None)
-            claims = [claim for claim in claims if wanted(claim)]
+            said = await self._ask_everyone(content, None, wanted)
+            said = said._replace(claims=[claim for claim in said.claims if wanted(claim)])
             left_s = give_up_at - trio.current_time()
-            if claims or left_s <= 0 or (self._sessions.settled and not busy):
-                return claims
-            await self.wait_for_change(min(left_s, 1.0) if busy else left_s)
+            if said.claims or left_s <= 0:
+                return said
+            if any(session not in said.asked for session in self._sessions.all()):
+                continue
+            if self._sessions.settled and not said.busy:
+                return said
+            await self.wait_for_change(min(left_s, 1.0) if said.busy else left_s)
 
-    async def ask(self, content: ContentHash, channel: str) -> list[Claim]:
-        """Who in `channel` says it holds `content`, now."""
-        claims, _ = await self._ask_everyone(content, channel)
-        return claims
+    async def ask(
+        self,
+        content: ContentHash,
+        channel: str,
+        wanted: Callable[[Claim], bool] = lambda claim: True,
+    ) -> list[Claim]:
+        """Who in `channel` says it holds `content`, now.
+
+        Until a claim is `wanted`, the slow are waited for.
+        """
+        return (await self._ask_everyone(content, channel, wanted)).claims
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Return when a member comes or goes, or after `timeout_s`."""
@@ -238,21 +291,25 @@ class Holders:
             await self._sessions.changed()
 
     async def _ask_everyone(
-        self, content: ContentHash, channel: str | None
-    ) -> tuple[list[Claim], bool]:
+        self, content: ContentHash, channel: str | None, wanted: Callable[[Claim], bool]
+    ) -> Answers:
         claims: list[Claim] = []
         busy = False
         first = trio.Event()
+        sessions = self._sessions.all()
 
         async def ask(session: Session, name: str) -> None:
             nonlocal busy
             try:
-                claims.append(await self._ask(session, name, content))
-                first.set()
+                claim = await self._ask(session, name, content)
             except PeerBusyError:
                 busy = True
             except PeerError:
                 return
+            else:
+                claims.append(claim)
+                if wanted(claim):
+                    first.set()
 
         async def stop_after_grace() -> None:
             # A frozen member must not hold up what another has already answered.
@@ -263,14 +320,35 @@ class Holders:
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as asking:
                 nursery.start_soon(stop_after_grace)
-                for session in self._sessions.all():
-                    for name in session.channels:
+                for session in sessions:
+                    for name in sorted(session.channels):
                         if channel in (None, name):
                             asking.start_soon(ask, session, name)
             nursery.cancel_scope.cancel()
-        return claims, busy
+        return Answers(claims, busy, sessions)
 
     async def _ask(self, session: Session, channel: str, content: ContentHash) -> Claim:
+        """One request on the wire however many here ask the same at the same time."""
+        key = (session, channel, content)
+        while (asking := self._asking.get(key)) is not None:
+            await asking.done.wait()
+            if asking.claim is not None:
+                return asking.claim
+            if asking.error is not None:
+                raise type(asking.error)(str(asking.error))
+            # Whoever asked was cancelled: the next one asks.
+        asking = self._asking[key] = _Asking()
+        try:
+            asking.claim = await self._have(session, channel, content)
+        except PeerError as error:
+            asking.error = error
+            raise
+        finally:
+            del self._asking[key]
+            asking.done.set()
+        return asking.claim
+
+    async def _have(self, session: Session, channel: str, content: ContentHash) -> Claim:
         body = {"channel": channel, "content": content.raw}
         answer = await session.request("have", body, HAVE_S_MAX)
         source = PeerSource(session, self._link, channel)

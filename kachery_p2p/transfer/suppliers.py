@@ -1,0 +1,138 @@
+"""Which source a transfer uses next: who failed, who lied, and how long to wait for the others.
+
+A source that lies (wrong bytes, broken protocol) is not used again for this blob. One
+that goes away, stalls or refuses is put behind those that did not, and rested. When
+none is left, whoever went away has SOURCE_RETURN_S_MAX from the last progress to return.
+
+Blame goes by node id: a peer chooses its own label.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import NamedTuple
+
+import trio
+
+from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.errors import (
+    AllProvidersFailedError,
+    DataFormatError,
+    KacheryError,
+    PeerError,
+    ProtocolError,
+    VerificationError,
+)
+from kachery_p2p.limits import SOURCE_REST_S, SOURCE_RETURN_S_MAX
+from kachery_p2p.transfer.sources import Source
+
+log = logging.getLogger(__name__)
+
+# What only a source that misbehaves does; after other faults it may be used again.
+LIES = (VerificationError, DataFormatError, ProtocolError)
+# All that a source can do wrong.
+FAULTS = (PeerError, *LIES)
+
+# Told the nodes that failed so far: others that are slower to answer must be waited for.
+FindSources = Callable[[Collection[str]], Awaitable[Sequence[Source]]]
+WaitForSources = Callable[[float], Awaitable[None]]
+
+
+class Fault(NamedTuple):
+    """What a node did last that ended a transfer from it, and when."""
+
+    name: str
+    why: str
+    at: float
+
+
+class Suppliers:
+    """The sources of one blob. `known` are used first, then those that `find` finds.
+
+    One that is not `patient` gives up at the first fault before any progress: there
+    are other claims to try.
+    """
+
+    def __init__(
+        self,
+        content: ContentHash,
+        *,
+        known: Sequence[Source],
+        find: FindSources,
+        wait: WaitForSources,
+        patient: bool,
+    ) -> None:
+        self.liars: set[str] = set()
+        self._content = content
+        self._known = known
+        self._find = find
+        self._wait = wait
+        self._patient = patient
+        # The latest fault comes last.
+        self._faults: dict[str, Fault] = {}
+        self._failed_since: float | None = None
+
+    async def next(self) -> Source:
+        """The source that failed least recently, if at all.
+
+        Raises AllProvidersFailedError, naming each and why, when none is worth waiting for.
+        """
+        while True:
+            found = await self._found()
+            best = min(found, key=lambda source: self._failed_at(source.node), default=None)
+            if best is not None and best.node not in self._faults:
+                return best
+            patience_s = self._patience_s()
+            if patience_s <= 0 or (self._faults and self._faults.keys() <= self.liars):
+                raise self.nobody_delivers()
+            rest_s = patience_s
+            if best is not None:
+                rest_s = self._failed_at(best.node) + SOURCE_REST_S - trio.current_time()
+                if rest_s <= 0:
+                    return best
+            await self._wait(min(rest_s, patience_s))
+
+    def progressed(self) -> None:
+        """A verified chunk has come: patience begins anew, for everyone."""
+        self._failed_since = None
+        self._patient = True
+
+    def failed(self, source: Source, error: KacheryError) -> None:
+        """A transfer from `source` ended with one of FAULTS."""
+        now = trio.current_time()
+        self._faults.pop(source.node, None)
+        self._faults[source.node] = Fault(source.name, str(error), now)
+        if isinstance(error, LIES):
+            self.liars.add(source.node)
+        if self._failed_since is None:
+            self._failed_since = now
+        log.warning("source %s failed for %s: %s", source.name, self._content, error)
+
+    def failures(self) -> list[str]:
+        """Each who failed, and how, for people to read."""
+        told = [f"{fault.name}: {fault.why}" for fault in self._faults.values()]
+        return told or ["all went away"]
+
+    def nobody_delivers(self) -> AllProvidersFailedError:
+        return AllProvidersFailedError(
+            f"no provider delivered sha1://{self._content} ({'; '.join(self.failures())})",
+            hint="what arrived is kept: run it again when a provider is back",
+        )
+
+    async def _found(self) -> list[Source]:
+        sources, self._known = self._known, ()
+        if not sources:
+            sources = await self._find(self._faults.keys())
+        return [source for source in sources if source.node not in self.liars]
+
+    def _failed_at(self, node: str) -> float:
+        return self._faults[node].at if node in self._faults else -1.0
+
+    def _patience_s(self) -> float:
+        """How much longer sources are waited for, counted from the first fault since progress."""
+        if not self._patient and self._faults:
+            return 0.0
+        if self._failed_since is None:
+            self._failed_since = trio.current_time()
+        return self._failed_since + SOURCE_RETURN_S_MAX - trio.current_time()
