@@ -164,6 +164,8 @@ OUTSTANDING_CHUNKS_MAX = 2 * RANGE_CHUNKS_MAX
 # After the first positive answer to `have?`, how long the others may still answer: one slow round
 # trip.
 HAVE_GRACE_S = 0.25
+# A fetch whose readers have theirs stays open this long for the next range, its partial verified.
+FETCH_LINGER_S = 10.0
 # With every source gone, how long a started load waits for one to come back before it gives up.
 SOURCE_RETURN_S_MAX = 10.0
 # A holder that has never hashed an object asks us to come again: hashing runs at 1.3 GiB/s

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from kachery_p2p.errors import ConfigError, PeerUnreachableError
 from kachery_p2p.identity.keys import NodeId
+from kachery_p2p.limits import ADDRESS_CHARS_MAX
 
-ADDRESS_CHARS_MAX = 400
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?\.?\Z")
 _HINT = "an address is like /ip4/192.0.2.1/tcp/20432/p2p/12D3Koo... or /dns/host/tcp/20432/p2p/..."
 
@@ -68,6 +68,11 @@ def advertised(text: str, node: NodeId) -> Address:
         raise ConfigError(
             f"cannot advertise {text[:100]!r}", hint="give HOST:PORT or a multiaddr: " + _HINT
         ) from None
+    if len(whole) > ADDRESS_CHARS_MAX:
+        raise ConfigError(
+            f"cannot advertise {text[:100]!r}: with /p2p/ID it has more than"
+            f" {ADDRESS_CHARS_MAX} characters"
+        )
     if address.node != node:
         raise ConfigError(f"cannot advertise {text[:100]!r}: it names another node")
     return address

@@ -34,7 +34,7 @@ from kachery_p2p.errors import (
     UriInconsistentError,
     VerificationError,
 )
-from kachery_p2p.limits import CHUNK_BYTES
+from kachery_p2p.limits import CHUNK_BYTES, FETCH_LINGER_S
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.transfer.schedule import ChunkSchedule, Want
@@ -102,17 +102,20 @@ class Fetch:
         self._hashed = 0
         self._using: str | None = None
         self._cancel = trio.CancelScope()
+        self._joined = trio.Event()
+        self._finished = False
 
     # --- those who wait ---------------------------------------------------------------
 
     async def wait_for(self, byte_range: tuple[int, int] | None) -> tuple[int | None, int]:
         """(descriptor, size) once the range is on disk, or (None, size) once the blob is stored.
 
-        The descriptor is the caller's to close. When nobody waits any longer the
+        The descriptor is the caller's to close. When the last who waits gives up, the
         fetch is cancelled; what was verified stays for the next one.
         """
         waiter = Waiter(byte_range)
         self._waiters.append(waiter)
+        self._joined.set()
         try:
             self._enter(waiter)
             await waiter.done.wait()
@@ -146,7 +149,8 @@ class Fetch:
         self._waiters.remove(waiter)
         if waiter.want is not None:
             self._schedule.unwant(waiter.want)
-        if not self._waiters:
+        # Who has what it waited for may soon want the next range: then the fetch lingers.
+        if not self._waiters and not waiter.done.is_set():
             self.closing = True
             self._cancel.cancel()
 
@@ -194,7 +198,7 @@ class Fetch:
             self.ended.set()
 
     async def _fetch(self) -> None:
-        while True:
+        while await self._is_wanted():
             source = await self._suppliers.next()
             self._using = source.name
             try:
@@ -209,8 +213,21 @@ class Fetch:
                 self._using = None
             if self._whole_wanted and self._object is not None and self._schedule.satisfied:
                 await self._finish()
-            if all(waiter.done.is_set() for waiter in self._waiters):
-                return
+
+    async def _is_wanted(self) -> bool:
+        """True if somebody waits; when all have theirs, the next who comes is waited for.
+
+        A reader of many ranges would otherwise have the partial hashed again for each.
+        """
+        while all(waiter.done.is_set() for waiter in self._waiters):
+            if self._finished:
+                return False
+            self._joined = trio.Event()
+            with trio.move_on_after(FETCH_LINGER_S) as lingering:
+                await self._joined.wait()
+            if lingering.cancelled_caught:
+                return False
+        return True
 
     async def _take_from(self, source: Source) -> None:
         """Everything that is wanted, as far as this source gives it."""
@@ -308,6 +325,7 @@ class Fetch:
             await trio.to_thread.run_sync(self._adopt, partial)
             await self._stored()
             opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
+        self._finished = True
         with opened:
             for waiter in self._waiters:
                 if waiter.byte_range is not None and not waiter.done.is_set():

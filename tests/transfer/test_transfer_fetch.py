@@ -32,7 +32,7 @@ from kachery_p2p.errors import (
     UriInconsistentError,
     sole_error,
 )
-from kachery_p2p.limits import CHUNK_BYTES, SOURCE_REST_S, SOURCE_RETURN_S_MAX
+from kachery_p2p.limits import CHUNK_BYTES, FETCH_LINGER_S, SOURCE_REST_S, SOURCE_RETURN_S_MAX
 from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.transfer.fetch import Fetch, State
 from kachery_p2p.transfer.sources import Source
@@ -758,3 +758,17 @@ async def test_a_source_that_breaks_the_protocol_is_not_used_again(
     with pytest.raises(AllProvidersFailedError, match="not the next one due"):
         await world.load()
     assert rude.asked == [0, 1, 2, 3]
+
+
+async def test_the_reader_of_many_ranges_finds_the_fetch_still_open(
+    disk: Any, virtual_clock: MockClock
+) -> None:
+    member = Member()
+    async with World(disk, member).running() as fetch:
+        assert await read(fetch, 0, 5) == BLOB.data[:5]
+        await trio.sleep(FETCH_LINGER_S / 2)
+        assert not fetch.closing
+        assert await read(fetch, MIB, MIB + 5) == BLOB.data[MIB : MIB + 5]
+        await trio.sleep(FETCH_LINGER_S + 1)
+        assert fetch.ended.is_set()
+    assert member.asked == [0, 1]
