@@ -3,70 +3,51 @@
 To store is to write a temporary file while hashing it, fsync it, rename it to its
 name, and fsync every directory that gained an entry; then to answer. At any moment a
 kill or a power cut leaves either the whole object under its name or nothing there.
-A file that already stands under the name is never overwritten: good, it stays; bad,
-it goes to quarantine; good with another root, it stays and the newcomer is refused.
+A file that already stands under the name is never overwritten (`placing`). Many objects
+at once share two syncs of the file system (`groups`). A file may also be linked instead
+of copied (`links`); what is said of objects below holds for linked files too, but they
+are the user's: they are never moved, changed or removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import itertools
 import logging
 import os
+import random
 import stat
-import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import (
-    CorruptObjectError,
+    KacheryError,
     NotFoundError,
     ResolutionError,
-    StorageFailedError,
     StoreError,
     VerificationError,
 )
-from kachery_p2p.limits import DISK_RESERVE_BYTES, INDEX_BUSY_S_MAX
-from kachery_p2p.store.copying import Copier, copy_whole
-from kachery_p2p.store.durable import (
-    DurableDirectories,
-    check_space,
-    sync_file,
-    sync_open_directory,
-    write_all,
-    writing_to,
-)
-from kachery_p2p.store.hashing import FileHashes, hash_bytes
+from kachery_p2p.limits import DISK_RESERVE_BYTES, GROUP_OBJECTS_MIN
+from kachery_p2p.store.cleanup import sweep
+from kachery_p2p.store.copying import copy_whole
+from kachery_p2p.store.durable import DurableDirectories
+from kachery_p2p.store.groups import Group, Item, Outcome
+from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.store.index import Index
-from kachery_p2p.store.objects import Objects, Opened, collision
+from kachery_p2p.store.intake import Intake, settled_status
+from kachery_p2p.store.links import Links
+from kachery_p2p.store.listing import Checked, Listed, list_objects
+from kachery_p2p.store.objects import Objects, Opened, Stored, stored, stored_earlier
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.store.paths import blob_path
-from kachery_p2p.store.sources import (
-    Source,
-    check_unchanged,
-    opened_source,
-    source_changed,
-    unsettled_s,
-)
-from kachery_p2p.store.temps import TempFile, sweep
+from kachery_p2p.store.placing import Placing
+from kachery_p2p.store.sources import Source, opened_source
+from kachery_p2p.store.temps import TempFile
 
-__all__ = ["BlobStore", "Opened", "Stored"]
+__all__ = ["BlobStore", "Checked", "Item", "Listed", "Opened", "Outcome", "Stored"]
 
 log = logging.getLogger(__name__)
-
-# Below this, a file changed a moment ago is simply read again when it is stored again.
-WORTH_SETTLING_BYTES = 64 << 20
-
-
-class Stored(NamedTuple):
-    """What was stored: its two names, its size, and where it lies."""
-
-    content: ContentHash
-    root: Root
-    size: int
-    path: str
 
 
 class BlobStore:
@@ -76,11 +57,23 @@ class BlobStore:
         self, directory: str, index: Index, reserve_bytes: int = DISK_RESERVE_BYTES
     ) -> None:
         self.directory = os.path.abspath(directory)
-        self.reserve_bytes = reserve_bytes
         self._index = index
         self._directories = DurableDirectories(self.directory)
+        self._intake = Intake(self.directory, reserve_bytes)
         self._objects = Objects(self._directories, index)
+        self._placing = Placing(self._directories, self._objects)
+        links = os.path.join(os.path.dirname(index.path), "links.db")
+        self._links = Links(links, self.directory, index)
         self._swept = False
+
+    @property
+    def reserve_bytes(self) -> int:
+        """How much of the disk is kept free."""
+        return self._intake.reserve_bytes
+
+    def close(self) -> None:
+        """Close what the store itself has open (not the index); a later use opens it again."""
+        self._links.close()
 
     # --- storing ------------------------------------------------------------------------
 
@@ -91,26 +84,24 @@ class BlobStore:
         Raises SourceFileError, SourceChangedError, HashCollisionError or a StoreError.
         """
         with opened_source(source) as fd:
-            status = os.fstat(fd)
-            if (earlier := self._stored_earlier(status)) is not None:
+            status, settled = settled_status(fd)
+            earlier = stored_earlier(self.directory, self._index, status)
+            if earlier is not None:
                 return earlier
-            if status.st_size >= WORTH_SETTLING_BYTES:
-                time.sleep(unsettled_s(status))
-                status = os.fstat(fd)
-            settled = not unsettled_s(status)
-            stored = self._store_copy(fd, status)
+            with self._temp(status.st_size) as temp:
+                kept = self._place_temp(temp, self._intake.take_file(temp.fd, fd, status))
         if settled:
-            self._remember_source(status, stored)
-        return stored
+            self._remember_source(status, kept)
+        return kept
 
     def put_bytes(self, data: bytes) -> Stored:
         """Store bytes that are in memory."""
         manifest = hash_bytes(data)
-        if (earlier := self._stored(manifest.content, manifest.root)) is not None:
+        earlier = stored(self.directory, self._index, manifest.content, manifest.root)
+        if earlier is not None:
             return earlier
         with self._temp(len(data)) as temp:
-            with writing_to(self.directory):
-                write_all(temp.fd, data, 0)
+            self._intake.take_bytes(temp.fd, data)
             return self._place_temp(temp, manifest)
 
     def put_stream(
@@ -120,22 +111,50 @@ class BlobStore:
 
         Raises VerificationError, and keeps nothing, if they do not have the SHA-1 `expected`.
         """
-        with self._temp(size) as temp, FileHashes(temp.fd) as hashes:
-            length = 0
-            for piece in pieces:
-                self._check_space(len(piece))
-                with writing_to(self.directory):
-                    write_all(temp.fd, piece, length)
-                    length += len(piece)
-                    hashes.grown(length)
-            with writing_to(self.directory):
-                manifest = hashes.finish(length)
+        with self._temp(size) as temp:
+            manifest = self._intake.take_stream(temp.fd, pieces)
             if expected is not None and manifest.content != expected:
                 raise VerificationError(
-                    f"the {length} bytes received have the sha1 {manifest.content}, "
+                    f"the {manifest.size} bytes received have the sha1 {manifest.content}, "
                     f"not {expected}: nothing was stored"
                 )
             return self._place_temp(temp, manifest)
+
+    def put_many(self, items: Iterable[Item]) -> Iterator[Outcome]:
+        """Store many: bytes as content, paths and descriptors as files, when iterated over.
+
+        Yields what became of each, in their order: Stored, durable by then, or the error
+        for which this one was not. Below 64 each is made durable by itself; from then on
+        groups of them share the waits for the disk, and are answered together: what has
+        not been answered may have to be stored again after a kill. Raises a StoreError if
+        the store as a whole cannot be written.
+        """
+        items = iter(items)
+        first = list(itertools.islice(items, GROUP_OBJECTS_MIN))
+        if len(first) < GROUP_OBJECTS_MIN:
+            yield from map(self._put_one, first)
+            return
+        items = itertools.chain(first, items)
+        for item in items:
+            group = Group(self._directories, self._intake, self._placing, self._index)
+            yield from group.store(itertools.chain([item], items))
+            self._sweep_once()
+
+    def _put_one(self, item: Item) -> Outcome:
+        try:
+            return self.put_bytes(item) if isinstance(item, bytes) else self.put_file(item)
+        except KacheryError as error:
+            return error
+
+    def link_file(self, path: str | os.PathLike[str]) -> Stored:
+        """Let the file at `path` stand for its content, without a copy; it is read once.
+
+        It is served and loaded from where it lies, as long as it keeps its bytes. Raises
+        SourceFileError, SourceChangedError, HashCollisionError or a StoreError.
+        """
+        path = os.path.abspath(os.fspath(path))
+        with opened_source(path) as fd:
+            return self._links.add(path, fd)
 
     def adopt_partial(self, partial: Partial, manifest: Manifest) -> Stored:
         """A finished download becomes the object, without a copy; the partial is closed.
@@ -146,122 +165,54 @@ class BlobStore:
         assert partial.complete, "chunks are missing"
         try:
             partial.sync()
-            stored = self._place(partial.data_fd, partial.data_path, manifest)
+            kept = self._place(partial.data_fd, partial.data_path, manifest)
             partial.discard()
-            return stored
+            return kept
         finally:
             partial.close()
-
-    def _store_copy(self, source: int, status: os.stat_result) -> Stored:
-        with self._temp(status.st_size) as temp, FileHashes(temp.fd) as hashes:
-            copier = Copier(source, temp.fd, self.directory)
-            while copier.copied < status.st_size:
-                self._check_space(status.st_size - copier.copied)
-                if not copier.step(status.st_size):
-                    raise source_changed()
-                with writing_to(self.directory):
-                    hashes.grown(copier.copied)
-            check_unchanged(status, source)
-            with writing_to(self.directory):
-                manifest = hashes.finish(copier.copied)
-            return self._place_temp(temp, manifest)
 
     @contextlib.contextmanager
     def _temp(self, need: int) -> Iterator[TempFile]:
         with TempFile(self._directories) as temp:
-            self._check_space(need)
-            if not self._swept:
-                self._swept = True
-                self.sweep()
+            self._intake.check_space(need)
+            self._sweep_once()
             yield temp
 
-    def _check_space(self, need: int) -> None:
-        with writing_to(self.directory):
-            check_space(self.directory, need, self.reserve_bytes)
-
     def _place_temp(self, temp: TempFile, manifest: Manifest) -> Stored:
-        stored = self._place(temp.fd, temp.path, manifest)
+        kept = self._place(temp.fd, temp.path, manifest)
         # Whether it was renamed or another one stood there: nothing of ours to lose remains.
         temp.moved = not os.path.lexists(temp.path)
-        return stored
+        return kept
 
     def _place(self, fd: int, path: str, manifest: Manifest) -> Stored:
-        """Make the file at `path` the object, unless a good one stands there already."""
-        self._objects.check_pinned(manifest.content, manifest)
-        target = blob_path(self.directory, manifest.content)
-        with writing_to(self.directory):
-            parent = self._make_parent(target)
-            with _locked_directory(parent) as parent_fd:
-                if not self._stands(manifest):
-                    os.fchmod(fd, 0o444)
-                    sync_file(fd)
-                    os.rename(path, target)
-                    sync_open_directory(parent_fd)
-                    self._objects.remember(manifest.content, os.fstat(fd), manifest)
-                else:
-                    # Its writer may be a moment away from doing so.
-                    sync_open_directory(parent_fd)
-        return Stored(manifest.content, manifest.root, manifest.size, target)
+        placed = self._placing.place(fd, path, manifest)
+        return Stored(manifest.content, manifest.root, manifest.size, placed)
 
-    def _make_parent(self, target: str) -> str:
-        parent = os.path.dirname(target)
-        self._directories.make(parent)
-        if not os.path.isdir(parent):  # somebody removed it since we last looked
-            self._directories.forget()
-            self._directories.make(parent)
-        return parent
-
-    def _stands(self, manifest: Manifest) -> bool:
-        """True if the very content stands under its name; a bad file there is moved away."""
+    def _remember_source(self, status: os.stat_result, kept: Stored) -> None:
         try:
-            opened = self._objects.open(manifest.content)
-        except CorruptObjectError:
-            if os.path.lexists(blob_path(self.directory, manifest.content)):
-                raise StorageFailedError(
-                    f"a bad file stands in the store as {manifest.content}",
-                    hint="ask the owner of the store to remove it",
-                )
-            return False
-        if opened is None:
-            return False
-        opened.close()
-        if opened.root_object.root != manifest.root:
-            raise collision(manifest.content)
-        return True
-
-    def _stored_earlier(self, status: os.stat_result) -> Stored | None:
-        source = self._index.source_of(status)
-        return None if source is None else self._stored(*source)
-
-    def _stored(self, content: ContentHash, root: Root) -> Stored | None:
-        known = self.known(content)
-        if known is None or known.root != root:
-            return None
-        return Stored(content, root, known.size, blob_path(self.directory, content))
-
-    def _remember_source(self, status: os.stat_result, stored: Stored) -> None:
-        try:
-            self._index.remember_source(status, stored.content, stored.root)
+            self._index.remember_source(status, kept.content, kept.root)
         except StoreError as error:
             log.warning("the index could not note what was stored: %s", error)
 
     # --- finding ------------------------------------------------------------------------
 
     def find(self, content: ContentHash) -> str | None:
-        """Where the object lies, if a regular file is there. It is not read."""
+        """Where the object should be had from: its path, or that of a linked file, not read."""
         path = blob_path(self.directory, content)
         try:
-            return path if stat.S_ISREG(os.lstat(path).st_mode) else None
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                return path
         except OSError:
-            return None
+            pass
+        return self._links.find(content)
 
     def known(self, content: ContentHash) -> RootObject | None:
         """The root object of the stored file, if it is known without reading the file."""
+        path = self.find(content)
         try:
-            status = os.lstat(blob_path(self.directory, content))
+            return None if path is None else self._index.known(content, os.stat(path))
         except OSError:
             return None
-        return self._index.known(content, status) if stat.S_ISREG(status.st_mode) else None
 
     def page(self, content: ContentHash, number: int) -> bytes | None:
         """The chunk hashes of a page of a stored file, if the file was hashed."""
@@ -274,26 +225,111 @@ class BlobStore:
     def open_verified(self, content: ContentHash) -> Opened:
         """The object, open, hashed first if this node has not done so; the caller closes it.
 
-        Raises NotFoundError, or CorruptObjectError after moving a bad file to quarantine.
+        Raises NotFoundError (LinkChangedError if it was linked and has changed), or
+        CorruptObjectError after moving a bad file to quarantine.
         """
-        opened = self._objects.open(content)
-        if opened is None:
-            raise NotFoundError(f"sha1://{content} is not stored in {self.directory}")
-        return opened
+        return self._open(content)[0]
+
+    def local_path(self, content: ContentHash) -> str:
+        """A path to load the content from: the object, or a linked file that is verified.
+
+        The object itself is trusted, as `find` finds it; raises as `open_verified`.
+        """
+        path = self.find(content)
+        if path is not None and path == blob_path(self.directory, content):
+            return path
+        opened, path = self._open(content)
+        opened.close()
+        return path
+
+    def _open(self, content: ContentHash, *, anew: bool = False) -> tuple[Opened, str]:
+        opened = self._objects.open(content, anew=anew)
+        if opened is not None:
+            return opened, blob_path(self.directory, content)
+        linked = self._links.open(content, anew=anew)
+        if linked is None:
+            raise self._not_found(content)
+        return linked
+
+    def _not_found(self, content: ContentHash) -> NotFoundError:
+        link = self._links.get(content)
+        if link is None:
+            return NotFoundError(f"sha1://{content} is not stored in {self.directory}")
+        return NotFoundError(
+            f"sha1://{content} was linked to {link.path}, which is not there",
+            hint="put the file back, or remove the link",
+        )
 
     def copy_to(self, content: ContentHash, dest: str, name: str | None = None) -> str:
         """Write a copy to the path `dest`, or as `name` into the directory `dest`; where it is."""
-        path = self.find(content)
-        if path is None:
-            raise NotFoundError(f"sha1://{content} is not stored in {self.directory}")
-        with opened_source(path) as fd:
+        with opened_source(self.local_path(content)) as fd:
             return copy_whole(fd, _destination(dest, name))
 
-    # --- housekeeping -------------------------------------------------------------------
+    # --- looking after it ---------------------------------------------------------------
+
+    def list_objects(self) -> Iterator[Listed]:
+        """All objects with their sizes, then the linked files; nothing is read."""
+        yield from list_objects(self.directory)
+        for link in self._links.all():
+            if not os.path.lexists(blob_path(self.directory, link.content)):
+                yield Listed(link.content, link.size, link.path, linked=True)
+
+    def verify(self, content: ContentHash) -> RootObject:
+        """Hash the object anew, from the disk, whatever is known. Raises as `open_verified`."""
+        with self._open(content, anew=True)[0] as opened:
+            return opened.root_object
+
+    def verify_store(
+        self, sample: float = 1.0, rng: random.Random | None = None
+    ) -> Iterator[Checked]:
+        """`verify` all objects and linked files, or that share of them which `rng` picks.
+
+        Bad ones are in quarantine when they are yielded, with the error that says so.
+        """
+        rng = rng or random.Random()  # noqa: S311 (a sample, not a secret)
+        for listed in self.list_objects():
+            if sample >= 1 or rng.random() < sample:
+                yield from self._checked(listed, anew=True)
+
+    def rebuild_index(self) -> Iterator[Checked]:
+        """Hash what this node has never hashed, and forget what is gone; yields what was hashed."""
+        for listed in self.list_objects():
+            if self.known(listed.content) is None:
+                yield from self._checked(listed, anew=False)
+        for content in self._index.contents():
+            if self.find(content) is None:
+                self._index.forget(content)
+
+    def _checked(self, listed: Listed, *, anew: bool) -> Iterator[Checked]:
+        try:
+            self._open(listed.content, anew=anew)[0].close()
+        except KacheryError as error:
+            # Removed since it was listed: nothing to say about.
+            if listed.linked or not isinstance(error, NotFoundError):
+                yield Checked(listed, error)
+        else:
+            yield Checked(listed, None)
+
+    def remove(self, content: ContentHash) -> int:
+        """Remove the object, or end the link; how many bytes that freed.
+
+        Its grants are the caller's to revoke. Raises NotFoundError if it is not there.
+        """
+        freed = self._placing.remove(content)
+        unlinked = self._links.drop(content)
+        if freed is None and not unlinked:
+            raise self._not_found(content)
+        self._index.forget(content)
+        return freed or 0
 
     def sweep(self) -> int:
-        """Remove temporary files whose writers were killed; how many."""
+        """Remove what killed writers and vanished nodes left; how many files or downloads."""
         return sweep(self.directory)
+
+    def _sweep_once(self) -> None:
+        if not self._swept:
+            self._swept = True
+            self.sweep()
 
 
 def _destination(dest: str, name: str | None) -> str:
@@ -304,30 +340,3 @@ def _destination(dest: str, name: str | None) -> str:
     from kachery_p2p.content.uris import check_label
 
     return os.path.join(dest, check_label(name))
-
-
-@contextlib.contextmanager
-def _locked_directory(path: str) -> Iterator[int]:
-    """A descriptor of the directory; of several writers of one object the others wait.
-
-    A courtesy that saves needless renames, so it is given up after a while (anybody who
-    may read the directory could hold it) and where directories cannot be locked (NFS).
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        patience_ends = time.monotonic() + INDEX_BUSY_S_MAX
-        while _busy(fd) and time.monotonic() < patience_ends:
-            time.sleep(0.005)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _busy(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -16,12 +16,12 @@ from types import TracebackType
 from kachery_p2p.errors import (
     CorruptObjectError,
     ResolutionError,
-    SourceFileError,
     StorageFullError,
 )
 from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.store.durable import storage_error, sync_file, write_all
 from kachery_p2p.store.hashing import STEP_BYTES
+from kachery_p2p.store.sources import unreadable
 
 
 class Copier:
@@ -62,8 +62,7 @@ class Copier:
         try:
             data = os.pread(self._source, min(wanted, CHUNK_BYTES), self.copied)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise SourceFileError(f"the file could not be read: {reason}") from error
+            raise unreadable(error) from error
         try:
             write_all(self._target, data, self.copied)
         except OSError as error:

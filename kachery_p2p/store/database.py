@@ -12,6 +12,7 @@ Never on NFS: SQLite's locks do not hold there, and the shared `-wal` needs one 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -169,11 +170,7 @@ class Database:
         except sqlite3.Error as error:
             raise _typed(error, self.path) from error
         except OSError as error:
-            raise StorePermissionError(
-                f"the state file {self.path} cannot be opened: "
-                f"{(error.strerror or str(error)).lower()}",
-                hint="check the owner and the mode of its directory",
-            ) from error
+            raise _typed_opening(error, self.path) from error
 
 
 def _connection(path: str) -> sqlite3.Connection:
@@ -218,6 +215,16 @@ def _is_damage(error: sqlite3.Error) -> bool:
 def _primary_code(error: sqlite3.Error) -> int:
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
+
+
+def _typed_opening(error: OSError, path: str) -> KacheryError:
+    reason = (error.strerror or str(error)).lower()
+    message = f"the state file {path} cannot be opened: {reason}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(message, hint="free some space on its disk")
+    if error.errno == errno.EIO:
+        return StorageFailedError(message, hint="check the disk and its cables")
+    return StorePermissionError(message, hint="check the owner and the mode of its directory")
 
 
 def _typed(error: sqlite3.Error, path: str) -> KacheryError:

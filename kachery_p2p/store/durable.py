@@ -11,8 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
+import re
+import stat
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kachery_p2p.errors import (
     StorageFailedError,
@@ -20,6 +25,9 @@ from kachery_p2p.errors import (
     StoreError,
     StorePermissionError,
 )
+
+if TYPE_CHECKING:
+    import ctypes
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _DENIED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
@@ -88,6 +96,39 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         offset += written
 
 
+# renameat2 answers so on file systems that know no RENAME_NOREPLACE, and in old kernels.
+_NO_NOREPLACE = frozenset((errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def rename_new(old: str, new: str) -> None:
+    """Rename `old` to `new`; FileExistsError if that is there.
+
+    Where the system cannot do both at once, it looks first.
+    """
+    import ctypes
+
+    renameat2 = getattr(_libc(), "renameat2", None)
+    if renameat2 is not None:
+        names = ctypes.c_char_p(os.fsencode(old)), ctypes.c_char_p(os.fsencode(new))
+        if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _NO_NOREPLACE:
+            raise OSError(code, os.strerror(code), new)
+    if os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+    os.rename(old, new)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def sync_file(fd: int) -> None:
     """The file's bytes are on disk when this returns. Raises OSError; never retry."""
     if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves the bytes in the drive's cache
@@ -114,6 +155,47 @@ def sync_open_directory(fd: int) -> None:
         # Some network and FUSE file systems know no fsync of a directory.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
+
+
+# statfs magic of the file systems whose syncfs waits for every file and directory, and says
+# so when one failed. Network file systems write back without committing; overlays and FUSE
+# do not pass on what failed below them.
+_SYNCED_AT_ONCE = frozenset((0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x01021994))
+
+
+def syncs_at_once(fd: int) -> bool:
+    """True if `sync_filesystem` may stand for an fsync of each file, where `fd` is."""
+    import ctypes
+
+    if sys.platform != "linux" or _kernel() < (5, 8):  # before 5.8 syncfs kept failures to itself
+        return False
+    answer = ctypes.create_string_buffer(256)
+    if _libc().fstatfs(fd, answer) != 0:
+        return False
+    return int.from_bytes(answer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) in (
+        _SYNCED_AT_ONCE
+    )
+
+
+def sync_filesystem(fd: int) -> None:
+    """All that was written where `fd` is, since it was opened, is on disk. Raises OSError."""
+    import ctypes
+
+    if _libc().syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
+
+class Made:
+    """Directories that a group made, or found, and that are not yet synced."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+        self.mode_is_right = False
 
 
 class DurableDirectories:
@@ -145,6 +227,28 @@ class DurableDirectories:
         self._done.add(path)
         return path
 
+    def make_unsynced(self, path: str, made: Made) -> None:
+        """As `make`, but durable only when the file system was synced: see `now_durable`."""
+        if path in made.paths or path in self._done:
+            return
+        if path == self.top:
+            self.make(path)
+            return
+        self.make_unsynced(os.path.dirname(path), made)
+        # What mkdir makes of the umask and the parent was looked at once for the whole group.
+        if made.mode_is_right:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+        else:
+            made.mode_is_right = self._make_below(path)
+        made.paths.add(path)
+
+    def now_durable(self, made: Made) -> None:
+        """The directories `made` unsynced have since been synced with everything else."""
+        if len(self._done) + len(made.paths) > self.REMEMBERED_MAX:
+            self._done.clear()
+        self._done |= made.paths
+
     def forget(self) -> None:
         """Look again at every directory: somebody removed one."""
         self._done.clear()
@@ -161,12 +265,25 @@ class DurableDirectories:
                 os.mkdir(path)
             sync_directory(os.path.dirname(path))
 
-    def _make_below(self, path: str) -> None:
+    def _make_below(self, path: str) -> bool:
+        """Make one directory; True if it was made, and had the right mode at once."""
         try:
             os.mkdir(path)
         except FileExistsError:
-            return
+            if not _made_by_us_just_now(path):
+                return False
         # As open as the top: a store that a group or everybody may write stays one.
         mode = os.stat(self.top).st_mode & 0o3777
-        if os.stat(path).st_mode & 0o3777 != mode:
-            os.chmod(path, mode)
+        if os.stat(path).st_mode & 0o3777 == mode:
+            return True
+        os.chmod(path, mode)
+        return False
+
+
+def _made_by_us_just_now(path: str) -> bool:
+    """True for an empty directory of ours: its maker may have been killed before the chmod."""
+    status = os.stat(path)
+    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+        return False
+    with os.scandir(path) as entries:
+        return next(entries, None) is None

@@ -89,6 +89,15 @@ class Grants:
             )
         )
 
+    def forget(self, content: ContentHash) -> None:
+        """Serve `content` nowhere, and let it wait for no channel: it was removed."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM grants WHERE content = ?", (content.raw,))
+            connection.execute("DELETE FROM pending WHERE content = ?", (content.raw,))
+
+        self._database.write(change)
+
     def move(self, old_channel_id: str, new_channel_id: str) -> int:
         """What is granted in the old channel is granted in the new one instead; how many."""
 

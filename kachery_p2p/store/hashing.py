@@ -30,7 +30,7 @@ class FileHashes:
         self._fd = fd
         self._chunks = ManifestBuilder()
         self._chunked = 0
-        self._buffer = bytearray(CHUNK_BYTES)
+        self._buffer = bytearray()
         self._sha1 = _Sha1Thread(fd)
 
     def __enter__(self) -> FileHashes:
@@ -58,6 +58,8 @@ class FileHashes:
         return self._chunks.finish(self._sha1.finish())
 
     def _take_chunk(self, length: int) -> None:
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
         self._chunks.update(
             read_exactly(self._fd, memoryview(self._buffer)[:length], self._chunked)
         )
@@ -70,7 +72,7 @@ class _Sha1Thread:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._buffer = bytearray(CHUNK_BYTES)
+        self._buffer = bytearray()
         self._changed = threading.Condition()
         self._written = 0
         self._hashed = 0
@@ -135,6 +137,8 @@ class _Sha1Thread:
     def _hash_to(self, target: int) -> None:
         while self._hashed < target:
             length = min(CHUNK_BYTES, target - self._hashed)
+            if len(self._buffer) < length:
+                self._buffer = bytearray(length)
             self._sha1.update(
                 read_exactly(self._fd, memoryview(self._buffer)[:length], self._hashed)
             )
@@ -145,19 +149,22 @@ class _Sha1Thread:
 
 def hash_file(fd: int, size: int) -> Manifest:
     """The manifest of the first `size` bytes of a finished file. Raises OSError."""
+    if size <= CHUNK_BYTES:
+        return hash_bytes(read_exactly(fd, memoryview(bytearray(size)), 0))
     with FileHashes(fd) as hashes:
         for offset in range(0, size, STEP_BYTES):
             hashes.grown(min(offset + STEP_BYTES, size))
         return hashes.finish(size)
 
 
-def hash_bytes(data: bytes) -> Manifest:
+def hash_bytes(data: bytes | memoryview) -> Manifest:
     """The manifest of bytes that are in memory."""
+    content = ContentHash(hashlib.sha1(data, usedforsecurity=False).hexdigest())
     chunks = ManifestBuilder()
     view = memoryview(data)
     for offset in range(0, len(data), CHUNK_BYTES):
         chunks.update(view[offset : offset + CHUNK_BYTES])
-    return chunks.finish(ContentHash(hashlib.sha1(data, usedforsecurity=False).hexdigest()))
+    return chunks.finish(content)
 
 
 def read_exactly(fd: int, buffer: memoryview, offset: int) -> memoryview:

@@ -16,6 +16,8 @@ import os
 import sqlite3
 import struct
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest, RootObject
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 _FILE = struct.Struct(">QQ")
 _STATE = struct.Struct(">QQQ")
 _MASK = (1 << 64) - 1
+_LISTED_AT_ONCE = 1_000
 
 SCHEMA = Schema(
     version=1,
@@ -43,10 +46,19 @@ SCHEMA = Schema(
 )
 
 
+class Remembered(NamedTuple):
+    """A file with this status was read whole and has the hashes of the manifest."""
+
+    manifest: Manifest
+    root: Root
+    status: os.stat_result
+
+
 class Index:
     """The index at `path`, shared by this user's processes and threads."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self._database = Database(path, SCHEMA, _move_aside)
 
     def close(self) -> None:
@@ -73,26 +85,41 @@ class Index:
         row = self._one("SELECT root FROM objects WHERE content = ?", (content.raw,))
         return None if row is None else Root.of_raw(row[0])
 
+    def pinned_roots(self, contents: Iterable[ContentHash]) -> dict[ContentHash, Root]:
+        """The pinned roots of those of many contents that have one."""
+
+        def question(connection: sqlite3.Connection) -> dict[ContentHash, Root]:
+            roots = {}
+            for content in contents:
+                query = "SELECT root FROM objects WHERE content = ?"
+                if (row := connection.execute(query, (content.raw,)).fetchone()) is not None:
+                    roots[content] = Root.of_raw(row[0])
+            return roots
+
+        return self._database.read(question)
+
     def remember(self, content: ContentHash, status: os.stat_result, manifest: Manifest) -> None:
         """The file with this `status` was read whole and has the hashes in `manifest`."""
+        self._database.write(
+            lambda connection: _remember(
+                connection, [Remembered(manifest, manifest.root, status)], content
+            )
+        )
+
+    def note(
+        self,
+        objects: Sequence[Remembered],
+        sources: Sequence[tuple[os.stat_result, ContentHash, Root]] = (),
+    ) -> None:
+        """As `remember` and `remember_source` for many files, in one commit."""
 
         def change(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM pages WHERE content = ?", (content.raw,))
-            connection.execute(
-                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
-                (
-                    content.raw,
-                    *_identity(status),
-                    manifest.root.raw,
-                    manifest.root_object.encode(),
-                ),
-            )
-            connection.executemany(
-                "INSERT INTO pages VALUES (?, ?, ?)",
-                ((content.raw, number, page) for number, page in enumerate(manifest.pages)),
-            )
+            _remember(connection, objects)
+            for source in sources:
+                _remember_source(connection, *source)
 
-        self._database.write(change)
+        if objects or sources:
+            self._database.write(change)
 
     def forget(self, content: ContentHash) -> None:
         """The file is gone or bad: it is known no more. Its root stays pinned."""
@@ -116,11 +143,22 @@ class Index:
 
     def remember_source(self, status: os.stat_result, content: ContentHash, root: Root) -> None:
         """The user's file with this `status` was stored as `content`."""
-        self._database.write(
-            lambda connection: connection.execute(
-                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)",
-                (*_identity(status), content.raw, root.raw),
-            )
+        self._database.write(lambda connection: _remember_source(connection, status, content, root))
+
+    def contents(self) -> Iterator[ContentHash]:
+        """The contents whose files are known, in order; what changes meanwhile may be missed."""
+        last = b""
+        while rows := self._contents_after(last):
+            yield from (ContentHash.of_raw(row[0]) for row in rows)
+            last = rows[-1][0]
+
+    def _contents_after(self, last: bytes) -> list[tuple[bytes]]:
+        query = (
+            "SELECT content FROM objects WHERE content > ? AND file IS NOT NULL"
+            " ORDER BY content LIMIT ?"
+        )
+        return self._database.read(
+            lambda connection: connection.execute(query, (last, _LISTED_AT_ONCE)).fetchall()
         )
 
     def _one(self, query: str, values: tuple[object, ...]) -> tuple[bytes, ...] | None:
@@ -129,6 +167,40 @@ class Index:
             return found
 
         return self._database.read(question)
+
+
+def _remember(
+    connection: sqlite3.Connection,
+    objects: Sequence[Remembered],
+    content: ContentHash | None = None,
+) -> None:
+    """Note the objects, under the name `content` if it is given."""
+    names = [(content or one.manifest.content).raw for one in objects]
+    connection.executemany("DELETE FROM pages WHERE content = ?", ((name,) for name in names))
+    connection.executemany(
+        "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
+        (
+            (name, *_identity(one.status), one.root.raw, one.manifest.root_object.encode())
+            for name, one in zip(names, objects, strict=True)
+        ),
+    )
+    connection.executemany(
+        "INSERT INTO pages VALUES (?, ?, ?)",
+        (
+            (name, number, page)
+            for name, one in zip(names, objects, strict=True)
+            for number, page in enumerate(one.manifest.pages)
+        ),
+    )
+
+
+def _remember_source(
+    connection: sqlite3.Connection, status: os.stat_result, content: ContentHash, root: Root
+) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)",
+        (*_identity(status), content.raw, root.raw),
+    )
 
 
 def _identity(status: os.stat_result) -> tuple[bytes, bytes]:

@@ -1,8 +1,9 @@
 """The files under `sha1/`: found, opened, and never believed before they were hashed.
 
 Any file may lie there: stores are shared with other users and with every older
-kachery. What the index does not know is hashed before first use; what does not have
-the bytes of its name goes to quarantine, where nobody finds it by that name.
+kachery. What the index does not know is hashed, and synced, before first use; what
+does not have the bytes of its name goes to quarantine, where nobody finds it by that
+name. So what the index knows is whole and on disk.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import (
     CorruptObjectError,
@@ -27,7 +28,7 @@ from kachery_p2p.errors import (
     StoreError,
     StorePermissionError,
 )
-from kachery_p2p.store.durable import DurableDirectories, sync_directory
+from kachery_p2p.store.durable import DurableDirectories, sync_directory, sync_file
 from kachery_p2p.store.hashing import EndedEarlyError, hash_file
 from kachery_p2p.store.index import Index
 from kachery_p2p.store.paths import blob_path, quarantine_dir
@@ -56,6 +57,33 @@ class Opened(NamedTuple):
         self.close()
 
 
+class Stored(NamedTuple):
+    """What was stored: its two names, its size, and where it lies."""
+
+    content: ContentHash
+    root: Root
+    size: int
+    path: str
+
+
+def stored_earlier(top: str, index: Index, status: os.stat_result) -> Stored | None:
+    """What was stored from the user's file with this `status`, if both are unchanged."""
+    source = index.source_of(status)
+    return None if source is None else stored(top, index, *source)
+
+
+def stored(top: str, index: Index, content: ContentHash, root: Root) -> Stored | None:
+    """The object with these two names, if it stands and this node has hashed it."""
+    path = blob_path(top, content)
+    try:
+        known = index.known(content, os.lstat(path))
+    except OSError:
+        return None
+    if known is None or known.root != root:
+        return None
+    return Stored(content, root, known.size, path)
+
+
 class Objects:
     """The objects of the store below `directories.top`, checked against `index`."""
 
@@ -64,23 +92,26 @@ class Objects:
         self._index = index
         self._one_at_a_time = KeyedLocks()
 
-    def open(self, content: ContentHash) -> Opened | None:
-        """The object, verified now or earlier, or None if there is none.
+    def open(self, content: ContentHash, *, anew: bool = False) -> Opened | None:
+        """The object, verified now or (unless `anew`) earlier, or None if there is none.
 
         Raises CorruptObjectError after moving a bad file to quarantine, and
         HashCollisionError for a file with the right SHA-1 that is not the content
         which this node has read under that name before.
         """
-        opened = self._open_known(content)
+        opened = _UNKNOWN if anew else self._open_known(content)
         if isinstance(opened, Opened) or opened is None:
             return opened
         with self._one_at_a_time.lock(content):
             for _ in range(READINGS_MAX):
-                opened = self._open_known(content)
+                # Another thread may have hashed it while we waited.
+                opened = _UNKNOWN if anew else self._open_known(content)
                 if isinstance(opened, Opened) or opened is None:
                     return opened
-                if (checked := self._open_unknown(content)) is not None:
+                if (checked := self._open_unknown(content, anew)) is not None:
                     return checked
+        if not os.path.lexists(blob_path(self._directories.top, content)):
+            return None
         raise NotFoundError(
             f"the file stored as {content} is still being written",
             hint="try again when its writer has finished",
@@ -100,29 +131,48 @@ class Objects:
             if fd is not None:
                 os.close(fd)
 
-    def _open_unknown(self, content: ContentHash) -> Opened | None:
-        """Hash the object, then open it; None if it changed meanwhile."""
+    def _open_unknown(self, content: ContentHash, anew: bool) -> Opened | None:
+        """Hash the object, then open it; None if it changed meanwhile, or is gone."""
         fd = self._open_regular(content)
         if fd is None:
             return None
         try:
-            time.sleep(unsettled_s(os.fstat(fd)))
-            status = os.fstat(fd)
-            manifest = _hash(fd, status, content)
-            if manifest is None or not same_state(status, os.fstat(fd)):
+            if anew:
+                _read_from_disk(fd)
+            read = read_settled(fd, f"stored as {content}")
+            if read is None:
                 return None
-            self._judge(content, status, manifest)
-            opened, fd = Opened(fd, manifest.root_object), None
+            self._judge(content, fd, *read)
+            opened, fd = Opened(fd, read.manifest.root_object), None
             return opened
         finally:
             if fd is not None:
                 os.close(fd)
 
-    def _judge(self, content: ContentHash, status: os.stat_result, manifest: Manifest) -> None:
+    def _judge(
+        self, content: ContentHash, fd: int, status: os.stat_result, manifest: Manifest
+    ) -> None:
         if manifest.content != content:
             raise self._quarantined(content, status, "does not have the bytes of its name")
         self.check_pinned(content, manifest)
-        self.remember(content, status, manifest)
+        if self._index.known(content, status) == manifest.root_object:
+            return
+        if self._made_durable(fd, blob_path(self._directories.top, content)):
+            self.remember(content, status, manifest)
+
+    def _made_durable(self, fd: int, path: str) -> bool:
+        """Sync a file that its writer may not have synced; False if the disk failed.
+
+        What we may not sync (directories that we may pass but not read) is their owner's.
+        """
+        try:
+            sync_file(fd)
+            self._directories.make(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))
+        except OSError as error:
+            log.info("%s could not be synced: %s", path, error)
+            return error.errno not in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+        return True
 
     def check_pinned(self, content: ContentHash, manifest: Manifest) -> None:
         """Raise HashCollisionError if other bytes with this SHA-1 were read here before."""
@@ -189,16 +239,34 @@ class _Unknown:
 _UNKNOWN = _Unknown()
 
 
-def _hash(fd: int, status: os.stat_result, content: ContentHash) -> Manifest | None:
+class Read(NamedTuple):
+    """A file that was read whole and did not change meanwhile."""
+
+    status: os.stat_result
+    manifest: Manifest
+
+
+def read_settled(fd: int, which: str) -> Read | None:
+    """Hash an open file; None if it changed meanwhile. Raises StorageFailedError."""
+    time.sleep(unsettled_s(os.fstat(fd)))
+    status = os.fstat(fd)
     try:
-        return hash_file(fd, status.st_size)
+        manifest = hash_file(fd, status.st_size)
     except EndedEarlyError:
         return None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageFailedError(
-            f"the file stored as {content} cannot be read: {reason}", hint="check the disk"
+            f"the file {which} cannot be read: {reason}", hint="check the disk"
         ) from error
+    return Read(status, manifest) if same_state(status, os.fstat(fd)) else None
+
+
+def _read_from_disk(fd: int) -> None:
+    """Drop what is in memory of the file: a flipped bit on the disk would not show there."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def collision(content: ContentHash) -> HashCollisionError:

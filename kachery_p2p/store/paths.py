@@ -1,7 +1,7 @@
 """Where things lie in a store directory. Light: finding a stored file imports nothing else.
 
 STORE/sha1/aa/bb/cc/<hash>        the objects, as every kachery has laid them out
-STORE/.tmp/<random>               objects being written; locked while their writer lives
+STORE/.tmp/<random>[/<number>]    objects being written; locked while their writer lives
 STORE/.partial/<node id>/...      downloads under way, see `partials`
 STORE/.quarantine/<hash>.<time>   files that did not have the bytes their name promised
 """
@@ -12,6 +12,12 @@ from __future__ import annotations
 def blob_path(store: str, content: str) -> str:
     """The one place where the object `content` (40 hex digits) may lie."""
     return f"{store}/sha1/{content[:2]}/{content[2:4]}/{content[4:6]}/{content}"
+
+
+def old_link_paths(store: str, content: str) -> tuple[str, str]:
+    """Where older packages noted a file linked as `content`: kachery-client, kachery-cloud."""
+    path = blob_path(store, content)
+    return f"{path}.link", f"{store}/linked_files{path[len(store) :]}"
 
 
 def temp_dir(store: str) -> str:

@@ -69,9 +69,18 @@ def _check_regular(fd: int, name: str) -> None:
 def check_unchanged(before: os.stat_result, fd: int) -> None:
     """Raise SourceChangedError if the file is not what it was before it was read."""
     after = os.fstat(fd)
-    longer = after.st_size == before.st_size and os.pread(fd, 1, before.st_size)
+    try:
+        longer = after.st_size == before.st_size and os.pread(fd, 1, before.st_size)
+    except OSError as error:
+        raise unreadable(error) from error
     if longer or _state(before) != _state(after):
         raise source_changed()
+
+
+def unreadable(error: OSError) -> SourceFileError:
+    """The error for a file that was opened and then could not be read."""
+    reason = (error.strerror or str(error)).lower()
+    return SourceFileError(f"the file could not be read: {reason}", hint="check its disk")
 
 
 def source_changed() -> SourceChangedError:

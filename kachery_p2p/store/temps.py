@@ -1,7 +1,7 @@
 """Files on their way into the store: STORE/.tmp/<random>, locked while their writer lives.
 
 The name cannot be guessed and is never followed, so nobody can plant a link under it.
-What a killed process leaves is unlocked, and swept by a later one.
+What a killed process leaves is unlocked, and swept by a later one (`cleanup`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
+from collections.abc import Iterator
 from types import TracebackType
+from typing import NamedTuple
 
-from kachery_p2p.limits import TEMP_AGE_S_MAX
-from kachery_p2p.store.durable import DurableDirectories, writing_to
+from kachery_p2p.store.durable import DurableDirectories, syncs_at_once, writing_to
 from kachery_p2p.store.paths import temp_dir
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TempFile:
@@ -28,22 +30,10 @@ class TempFile:
 
     def __enter__(self) -> TempFile:
         with writing_to(self._directories.top):
-            self._directories.make(temp_dir(self._directories.top))
-            try:
-                self.fd = self._create()
-            except FileNotFoundError:  # somebody removed the directory since we last looked
-                self._directories.forget()
-                self._directories.make(temp_dir(self._directories.top))
-                self.fd = self._create()
+            make_temp_dir(self._directories)
+            self.fd = os.open(self.path, _NEW_FILE, 0o600)
+            lock(self.fd)
         return self
-
-    def _create(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self.path, flags, 0o600)
-        # Without locks (some network file systems) its age alone protects it from sweeping.
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fd
 
     def __exit__(
         self,
@@ -57,24 +47,84 @@ class TempFile:
         os.close(self.fd)
 
 
-def sweep(store: str) -> int:
-    """Remove the temporary files of killed writers; how many. Never raises for a single file."""
-    swept = 0
-    directory = temp_dir(store)
-    with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
+class GroupFile(NamedTuple):
+    """One file of a group, open for writing."""
+
+    fd: int
+    path: str
+
+
+class TempGroup:
+    """A new, locked directory for the files of a group; removed at the end of the `with`.
+
+    One lock and one descriptor for all of them, whatever their number.
+    """
+
+    def __init__(self, directories: DurableDirectories) -> None:
+        self._directories = directories
+        self.path = f"{temp_dir(directories.top)}/{os.urandom(16).hex()}"
+        self.fd = -1
+        self.synced_at_once = False
+        self._count = 0
+
+    def __enter__(self) -> TempGroup:
+        with writing_to(self._directories.top):
+            make_temp_dir(self._directories)
+            os.mkdir(self.path, 0o700)
+            try:
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                os.rmdir(self.path)
+                raise
+            lock(self.fd)
+            self.synced_at_once = syncs_at_once(self.fd)
+        return self
+
+    @contextlib.contextmanager
+    def create(self) -> Iterator[GroupFile]:
+        """A new file, closed at the end of the `with`, and removed if that failed."""
+        self._count += 1
+        path = f"{self.path}/{self._count}"
+        fd = os.open(path, _NEW_FILE, 0o600)
+        try:
+            yield GroupFile(fd, path)
+        except BaseException:
             with contextlib.suppress(OSError):
-                swept += _sweep_one(f"{directory}/{name}")
-    return swept
+                os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        remove_group(self.path)
+        os.close(self.fd)
 
 
-def _sweep_one(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if time.time() - os.fstat(fd).st_mtime < TEMP_AGE_S_MAX:
-            return False
+def make_temp_dir(directories: DurableDirectories) -> None:
+    """The directory of temporary files, made again if somebody removed it."""
+    path = temp_dir(directories.top)
+    directories.make(path)
+    if not os.path.isdir(path):
+        directories.forget()
+        directories.make(path)
+
+
+def remove_group(path: str) -> None:
+    """Remove the directory of a group with what is in it. Never raises."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{path}/{name}")
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def lock(fd: int) -> None:
+    """Lock what is being written. Where there are no locks its age alone protects it."""
+    with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-        return True
-    finally:
-        os.close(fd)

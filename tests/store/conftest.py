@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,5 +20,18 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 @pytest.fixture
-def store(tmp_path: Path, index: Index) -> BlobStore:
-    return BlobStore(str(tmp_path / "store"), index, reserve_bytes=0)
+def store(tmp_path: Path, index: Index) -> Iterator[BlobStore]:
+    store = BlobStore(str(tmp_path / "store"), index, reserve_bytes=0)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, if there is one: for tests that store thousands of times."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    path = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="kachery-test-"))
+    yield path
+    shutil.rmtree(path)

@@ -177,7 +177,7 @@ def test_what_is_no_file_is_refused_with_a_sentence(store: BlobStore, tmp_path: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_an_unreadable_file_and_an_unwritable_store_are_told_apart(tmp_path: Path) -> None:
     code = """
-import os, sys
+import ctypes, os, sys  # ctypes: the other user may not be able to read this Python
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.index import Index
 from kachery_p2p.errors import KacheryError

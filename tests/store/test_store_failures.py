@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from kachery_p2p.errors import (
     StoreError,
     StorePermissionError,
 )
+from kachery_p2p.store import placing
 from kachery_p2p.store.blobs import BlobStore, Stored
 from kachery_p2p.store.durable import check_space, storage_error
 from kachery_p2p.store.hashing import hash_bytes
@@ -41,8 +43,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, code: int, top: str) -> li
     """From now on the `at`-th durable call, and it alone, fails with `code`."""
     calls = [0]
 
-    def wrap(name: str) -> None:
-        really = getattr(os, name)
+    def wrap(module: ModuleType, name: str) -> None:
+        really = getattr(module, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             about = args[0] if isinstance(args[0], str) else os.readlink(f"/proc/self/fd/{args[0]}")
@@ -53,10 +55,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, code: int, top: str) -> li
                 raise OSError(code, os.strerror(code))
             return really(*args, **kwargs)
 
-        monkeypatch.setattr(os, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    for name in ("mkdir", "fchmod", "pwrite", "fsync", "rename"):
-        wrap(name)
+    for name in ("mkdir", "fchmod", "pwrite", "fsync"):
+        wrap(os, name)
+    wrap(placing, "rename_new")
     return calls
 
 
@@ -224,8 +227,8 @@ def refused(put, kind):
 kept = store.put_bytes(b"small").content
 # Asked first; and met in the middle, when the space went away meanwhile.
 refused(lambda: store.put_file(top + "/big"), StorageFullError)
-import kachery_p2p.store.blobs as blobs
-blobs.check_space = lambda *_: None
+import kachery_p2p.store.intake as intake
+intake.check_space = lambda *_: None
 refused(lambda: store.put_file(top + "/big"), StorageFullError)
 refused(lambda: store.put_bytes(big), StorageFullError)
 pieces = (big[n : n + 65536] for n in range(0, len(big), 65536))

@@ -154,3 +154,16 @@ def test_grants_of_a_newer_version_are_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StateVersionError, match="newer"):
         Grants(str(path)).pending_count()
+
+
+def test_what_is_removed_is_granted_nowhere_and_waits_for_no_channel(tmp_path: Path) -> None:
+    grants = Grants(str(tmp_path / "grants.db"))
+    gone, kept = sha1_of(b"gone"), sha1_of(b"kept")
+    grants.grant([gone, kept], ["a" * 64, "b" * 64], "stored", 1.0)
+    grants.forget(gone)
+    assert grants.channels_of(gone) == ()
+    assert grants.channels_of(kept) == ("a" * 64, "b" * 64)
+    grants.grant([gone], None, "stored", 2.0)
+    grants.forget(gone)
+    assert grants.pending_count() == 0
+    grants.close()

@@ -1,0 +1,219 @@
+"""Many objects at once, durable by two syncs of the whole file system instead of one each.
+
+Every file is written to a directory of its own under `.tmp`; a first sync puts the bytes
+on disk; directories are made and files renamed; a second sync puts the names on disk;
+only then is anything acknowledged. Where one sync does not promise that much (network
+file systems), each file and each directory is synced on its own, in the same order.
+
+An object that cannot be stored does not stop the others: it has its error as outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kachery_p2p.content.hashes import ContentHash, Root
+from kachery_p2p.content.manifests import Manifest
+from kachery_p2p.errors import KacheryError, StoreError
+from kachery_p2p.limits import GROUP_BYTES_MAX, GROUP_OBJECTS_MAX
+from kachery_p2p.store.durable import (
+    DurableDirectories,
+    Made,
+    storage_error,
+    sync_directory,
+    sync_file,
+    sync_filesystem,
+    write_all,
+    writing_to,
+)
+from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.store.index import Index, Remembered
+from kachery_p2p.store.intake import Intake, settled_status
+from kachery_p2p.store.objects import Stored, collision, stored, stored_earlier
+from kachery_p2p.store.paths import blob_path
+from kachery_p2p.store.placing import Placing
+from kachery_p2p.store.sources import Source, opened_source
+from kachery_p2p.store.temps import TempGroup
+
+_ALLOWANCE_BYTES = 16 << 20
+
+log = logging.getLogger(__name__)
+
+# Bytes are content; a path or descriptor names a file.
+Item = bytes | Source
+
+Outcome = Stored | KacheryError
+
+
+class _Written(NamedTuple):
+    """An item in its temporary file, and the status of the user's file it came from."""
+
+    path: str
+    manifest: Manifest
+    root: Root
+    source: os.stat_result | None
+
+
+class Group:
+    """One group of objects on its way into the store below `directories.top`."""
+
+    def __init__(
+        self, directories: DurableDirectories, intake: Intake, placing: Placing, index: Index
+    ) -> None:
+        self._directories = directories
+        self._top = directories.top
+        self._intake = intake
+        self._placing = placing
+        self._index = index
+        self._made = Made()
+        self._outcomes: dict[int, Outcome] = {}
+        self._written: dict[int, _Written] = {}
+        # Further items with the content of an earlier one, which shares its outcome.
+        self._same: dict[int, int] = {}
+        self._first_with: dict[ContentHash, int] = {}
+        self._bytes = 0
+        self._allowance = 0
+
+    def store(self, items: Iterable[Item]) -> list[Outcome]:
+        """What became of those items that made up the group, in their order.
+
+        Reads no further than the last of them. All that is Stored is durable.
+        """
+        with TempGroup(self._directories) as temps:
+            for number, item in enumerate(items):
+                self._write(temps, number, item)
+                if number + 1 == GROUP_OBJECTS_MAX or self._bytes >= GROUP_BYTES_MAX:
+                    break
+            # Where there is no such sync, each file was synced when it was written.
+            if self._written and (not temps.synced_at_once or self._synced(temps)):
+                self._place(temps)
+        for number, other in self._same.items():
+            self._outcomes[number] = self._outcomes[other]
+        return [self._outcomes[number] for number in sorted(self._outcomes)]
+
+    # --- first the bytes ------------------------------------------------------------------
+
+    def _write(self, temps: TempGroup, number: int, item: Item) -> None:
+        try:
+            if isinstance(item, bytes):
+                outcome = self._write_bytes(temps, item)
+            else:
+                outcome = self._write_file(temps, item)
+            if isinstance(outcome, Stored):
+                self._outcomes[number] = outcome
+                return
+            self._bytes += outcome.manifest.size
+            other = self._first_with.setdefault(outcome.manifest.content, number)
+            if other == number:
+                self._written[number] = outcome
+            elif self._written[other].root == outcome.root:
+                self._same[number] = other
+            else:
+                raise collision(outcome.manifest.content)
+        except KacheryError as error:
+            self._outcomes[number] = error
+        except OSError as error:
+            self._outcomes[number] = storage_error(error, self._top)
+
+    def _write_bytes(self, temps: TempGroup, data: bytes) -> _Written | Stored:
+        manifest = hash_bytes(data)
+        root = manifest.root
+        if (earlier := stored(self._top, self._index, manifest.content, root)) is not None:
+            return earlier
+        self._check_space(len(data))
+        with temps.create() as temp:
+            write_all(temp.fd, data, 0)
+            self._finish(temps, temp.fd)
+        return _Written(temp.path, manifest, root, None)
+
+    def _write_file(self, temps: TempGroup, source: Source) -> _Written | Stored:
+        with opened_source(source) as fd:
+            status, settled = settled_status(fd)
+            if (earlier := stored_earlier(self._top, self._index, status)) is not None:
+                return earlier
+            self._check_space(status.st_size)
+            with temps.create() as temp:
+                manifest = self._intake.take_file(temp.fd, fd, status)
+                self._finish(temps, temp.fd)
+        return _Written(temp.path, manifest, manifest.root, status if settled else None)
+
+    def _check_space(self, need: int) -> None:
+        """Look at the disk again for each 16 MiB, by which a group may enter the reserve."""
+        if need > self._allowance:
+            self._intake.check_space(need)
+            self._allowance = _ALLOWANCE_BYTES
+        else:
+            self._allowance -= need
+
+    @staticmethod
+    def _finish(temps: TempGroup, fd: int) -> None:
+        os.fchmod(fd, 0o444)
+        if not temps.synced_at_once:
+            sync_file(fd)
+
+    def _synced(self, temps: TempGroup) -> bool:
+        """True if all is on disk; otherwise that is the outcome of whatever was written."""
+        try:
+            with writing_to(self._top):
+                if temps.synced_at_once:
+                    sync_filesystem(temps.fd)
+                else:
+                    for directory in self._directories_with_new_entries():
+                        with contextlib.suppress(FileNotFoundError):  # see `_acknowledge`
+                            sync_directory(directory)
+        except StoreError as error:
+            # Never tried again: the kernel may have dropped the pages that failed.
+            self._outcomes |= dict.fromkeys(self._written, error)
+            return False
+        return True
+
+    # --- then the names -------------------------------------------------------------------
+
+    def _place(self, temps: TempGroup) -> None:
+        pinned = self._index.pinned_roots(
+            [written.manifest.content for written in self._written.values()]
+        )
+        placed: dict[int, bool] = {}
+        for number, (path, manifest, root, _) in self._written.items():
+            try:
+                if pinned.get(manifest.content, root) != root:
+                    raise collision(manifest.content)
+                placed[number] = self._placing.place_unsynced(path, manifest, self._made)
+            except KacheryError as error:
+                self._outcomes[number] = error
+            except OSError as error:
+                self._outcomes[number] = storage_error(error, self._top)
+        self._written = {number: self._written[number] for number in placed}
+        if self._synced(temps):
+            self._directories.now_durable(self._made)
+            self._acknowledge(placed)
+
+    def _directories_with_new_entries(self) -> list[str]:
+        objects = (self._path(written.manifest) for written in self._written.values())
+        return sorted({os.path.dirname(path) for path in (*self._made.paths, *objects)})
+
+    def _acknowledge(self, placed: dict[int, bool]) -> None:
+        objects, sources = [], []
+        for number, (_, manifest, root, source) in self._written.items():
+            content, path = manifest.content, self._path(manifest)
+            try:
+                status = os.lstat(path)
+            except OSError as error:  # removed by somebody, perhaps with its directory
+                self._outcomes[number] = storage_error(error, self._top)
+                continue
+            self._outcomes[number] = Stored(content, root, manifest.size, path)
+            if placed[number]:
+                objects.append(Remembered(manifest, root, status))
+            if source is not None:
+                sources.append((source, content, root))
+        try:
+            self._index.note(objects, sources)
+        except StoreError as error:
+            log.warning("the index could not note a group that was stored: %s", error)
+
+    def _path(self, manifest: Manifest) -> str:
+        return blob_path(self._top, manifest.content)
