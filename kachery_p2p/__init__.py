@@ -18,34 +18,53 @@ if sys.platform == "win32":
 
 from kachery_p2p.client.files import (
     get_node_id,
+    link_file,
     load_bytes,
     load_file,
+    load_files,
     load_json,
     load_npy,
+    load_object,
     load_pkl,
     load_text,
     store_file,
+    store_files,
     store_json,
     store_npy,
+    store_object,
     store_pkl,
     store_text,
 )
+from kachery_p2p.client.mutables import delete, get, get_string, set
+from kachery_p2p.client.opening import open
+from kachery_p2p.client.temporary import TemporaryDirectory
 from kachery_p2p.errors import KacheryError, LoadFileError
 from kachery_p2p.version import __version__
 
 __all__ = [
     "store_file",
+    "store_files",
+    "link_file",
     "store_text",
     "store_json",
     "store_npy",
     "store_pkl",
+    "store_object",
     "load_file",
+    "load_files",
     "load_bytes",
+    "open",
     "load_text",
     "load_json",
     "load_npy",
     "load_pkl",
+    "load_object",
+    "set",
+    "get",
+    "get_string",
+    "delete",
     "get_node_id",
+    "TemporaryDirectory",
     "KacheryError",
     "LoadFileError",
     "__version__",

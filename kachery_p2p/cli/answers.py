@@ -5,11 +5,11 @@ from __future__ import annotations
 from kachery_p2p.cli.outcome import answer
 
 
-def load(uri: str, dest: str | None = None) -> None:
+def load(uri: str, dest: str | None = None, verify: bool = False) -> None:
     """Print the path of the content."""
     from kachery_p2p.client.files import load_file
 
-    answer(load_file(uri, dest))
+    answer(load_file(uri, dest, verify=verify))
 
 
 def node_id() -> None:

@@ -63,7 +63,7 @@ def leave(name: str) -> None:
     """Forget the channel NAME and its secret."""
     from kachery_p2p.channels.files import leave as leave_channel
 
-    with _no_daemon() as config_dir:
+    with no_daemon() as config_dir:
         leave_channel(config_dir, name)
     note(f"left channel {name}")
 
@@ -87,7 +87,7 @@ def rekey(name: str) -> None:
             hint=f"make one with `kachery-p2p channel create {name} --shared` "
             f"and give it in {SECRET_VARIABLE}",
         )
-    with _no_daemon() as config_dir:
+    with no_daemon() as config_dir:
         old = joined_one(config_dir, name)
         new = SharedChannel.derive(parse_secret(secret), name)
         # The grants first: after a crash in between, doing it again finishes it.
@@ -97,7 +97,7 @@ def rekey(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _no_daemon() -> Iterator[str]:
+def no_daemon() -> Iterator[str]:
     """The configuration directory, with no daemon at work on it: one would go on with the old."""
     from kachery_p2p.node.lock import only_daemon
 

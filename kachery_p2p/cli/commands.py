@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kachery_p2p.cli.outcome import PROGRAM, say_error
+from kachery_p2p.cli.outcome import PROGRAM, note, say_error
 
 # Command: module and name of its click command. The order is that of `--help`.
 COMMANDS = {
@@ -16,11 +16,17 @@ COMMANDS = {
     "stop": "node:stop",
     "status": "node:status",
     "store": "files:store",
+    "link": "files:link",
     "load": "files:load",
     "cat": "files:cat",
     "info": "files:info",
     "share": "files:share",
+    "verify": "upkeep:verify",
+    "rm": "upkeep:rm",
+    "doctor": "doctor:doctor",
     "channel": "channels:channel",
+    "keys": "keys:keys",
+    "completion": "completion:completion",
     "node-id": "node:node_id",
     "version": "node:version",
 }
@@ -52,7 +58,8 @@ def cli() -> None:
     """Store files under the hash of their content, and load them from whoever has them.
 
     Settings come from the environment: KACHERY_STORAGE_DIR, KACHERY_P2P_CONFIG_DIR,
-    KACHERY_DAEMON_HOST, KACHERY_DAEMON_PORT, KACHERY_DAEMON_TOKEN.
+    KACHERY_DAEMON_HOST, KACHERY_DAEMON_PORT, KACHERY_DAEMON_TOKEN,
+    KACHERY_OFFLINE_STORAGE_DIR, KACHERY_TEMP_DIR.
     """
 
 
@@ -60,6 +67,8 @@ def run_group(arguments: list[str]) -> int:
     """Run a command line with click; its exit code. Our own errors pass through."""
     if "_KACHERY_P2P_COMPLETE" in os.environ:
         cli.main(arguments, prog_name=PROGRAM)
+    if arguments[:1] != ["start"]:
+        _speak_warnings()
     try:
         with cli.make_context(PROGRAM, arguments) as context:
             cli.invoke(context)
@@ -74,6 +83,21 @@ def run_group(arguments: list[str]) -> int:
     except click.Abort:
         raise KeyboardInterrupt from None
     return 0
+
+
+def _speak_warnings() -> None:
+    """A logged warning is a note for the person; a logged error is also raised, and said then.
+
+    Not in the daemon: it has nobody to raise it to, and its log is its stderr.
+    """
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno < logging.ERROR:
+                note(record.getMessage())
+
+    logging.lastResort = Notes(logging.WARNING)
 
 
 def _sentence(error: click.UsageError) -> str:

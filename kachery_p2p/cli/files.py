@@ -1,4 +1,4 @@
-"""Commands about files: store, load, cat, info, share."""
+"""Commands about files: store, link, load, cat, info, share."""
 
 from __future__ import annotations
 
@@ -9,36 +9,91 @@ import click
 
 from kachery_p2p.cli import answers
 from kachery_p2p.cli.outcome import answer, note, write_bytes
+from kachery_p2p.client.wording import counted, human_bytes, printable
 from kachery_p2p.content.uris import format_uri, parse_uri
-from kachery_p2p.errors import InvalidRangeError, NotFoundError
+from kachery_p2p.errors import InvalidRangeError, NotFoundError, StoreFilesError
 
 # Pieces in which `cat` moves bytes: a daemon's answer to each is verified before any is written.
 CAT_BYTES = 16 << 20
 
-
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option(
+LABEL_OPTION = click.option("--label", help="The name in the URI, instead of the file's own.")
+CHANNEL_OPTION = click.option(
     "--channel", "channels", multiple=True, help="Share in this channel only (repeatable)."
 )
-@click.option("--private", is_flag=True, help="Share in no channel.")
-def store(files: tuple[str, ...], channels: tuple[str, ...], private: bool) -> None:
-    """Store a copy of each FILE and print its URI."""
-    from kachery_p2p.client.files import store_file
+PRIVATE_OPTION = click.option("--private", is_flag=True, help="Share in no channel.")
 
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@LABEL_OPTION
+@CHANNEL_OPTION
+@PRIVATE_OPTION
+def store(
+    files: tuple[str, ...], label: str | None, channels: tuple[str, ...], private: bool
+) -> None:
+    """Store a copy of each FILE and print its URI.
+
+    Many at once are stored much quicker than one by one. If some cannot be stored the
+    others are, and their URIs are printed.
+    """
+    chosen = _chosen(channels, private)
+    if len(files) == 1:
+        from kachery_p2p.client.files import store_file
+
+        answer(store_file(files[0], label, channels=chosen))
+    elif label is not None:
+        raise click.UsageError("--label is for one FILE")
+    else:
+        _store_many(files, chosen)
+
+
+def _store_many(files: tuple[str, ...], channels: list[str] | None) -> None:
+    from kachery_p2p.client.files import store_files
+
+    try:
+        uris: list[str | None] = [*store_files(files, channels=channels)]
+    except StoreFilesError as error:
+        _answer_each(error.uris)
+        raise
+    _answer_each(uris)
+
+
+def _answer_each(uris: list[str | None]) -> None:
+    for uri in uris:
+        if uri is not None:
+            answer(uri)
+
+
+@click.command()
+@click.argument("file", type=click.Path(), metavar="FILE")
+@LABEL_OPTION
+@CHANNEL_OPTION
+@PRIVATE_OPTION
+def link(file: str, label: str | None, channels: tuple[str, ...], private: bool) -> None:
+    """Let FILE stand for its content, without a copy, and print its URI.
+
+    It is loaded and shared from where it lies, as long as it keeps its bytes.
+    """
+    from kachery_p2p.client.files import link_file
+
+    answer(link_file(file, label, channels=_chosen(channels, private)))
+
+
+def _chosen(channels: tuple[str, ...], private: bool) -> list[str] | None:
     if private and channels:
         raise click.UsageError("--private and --channel exclude each other")
-    chosen = list(channels) if channels or private else None
-    for path in files:
-        answer(store_file(path, channels=chosen))
+    return list(channels) if channels or private else None
 
 
 @click.command()
 @click.argument("uri")
-@click.option("--dest", metavar="PATH", help="Write a copy to this file or directory.")
-def load(uri: str, dest: str | None) -> None:
+@click.option(
+    "--dest", type=click.Path(), metavar="PATH", help="Write a copy to this file or directory."
+)
+@click.option("--verify", is_flag=True, help="Read and verify it first, if it is stored here.")
+def load(uri: str, dest: str | None, verify: bool) -> None:
     """Print the path of a file with the content of URI, fetching it if need be."""
-    answers.load(uri, dest)
+    answers.load(uri, dest, verify)
 
 
 @click.command()
@@ -78,7 +133,6 @@ def _cat_whole(path: str) -> None:
 def info(uri: str, as_json: bool) -> None:
     """Print what is known about URI: its size, where it is, who has it."""
     from kachery_p2p.client.asking import describe
-    from kachery_p2p.client.wording import human_bytes, printable
 
     wanted = parse_uri(uri)
     known = describe(wanted)
@@ -141,14 +195,10 @@ def _share_stored(uris: tuple[str, ...], channels: list[str] | None) -> None:
     shared = share_stored([uri.content for uri in wanted], channels)
     if shared.waiting:
         where = " in " + ", ".join(shared.channels) if shared.channels else ""
-        note(f"noted: the daemon shares {_files(shared.files)}{where} when it next starts")
+        note(f"noted: the daemon shares {counted(shared.files, 'file')}{where} when it next starts")
     else:
         note(_shared(shared.files, list(shared.channels)))
 
 
 def _shared(count: int, channels: list[str]) -> str:
-    return f"shared {_files(count)} in {', '.join(channels) or 'no channel'}"
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+    return f"shared {counted(count, 'file')} in {', '.join(channels) or 'no channel'}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kachery_p2p.client.daemon import Daemon
 
 CONFIG_OPTION = click.option(
-    "--config-dir", metavar="DIR", help="Instead of KACHERY_P2P_CONFIG_DIR."
+    "--config-dir", type=click.Path(), metavar="DIR", help="Instead of KACHERY_P2P_CONFIG_DIR."
 )
 # How often a waiting command looks again.
 LOOK_S = 0.05
@@ -55,7 +55,9 @@ def _host_port(address: tuple[str, int]) -> str:
 @click.option("--channel", "channels", multiple=True, metavar="NAME", help="Be in this channel.")
 @click.option("--label", help="What others see as this node's name (default: the host's name).")
 @CONFIG_OPTION
-@click.option("--storage-dir", metavar="DIR", help="Instead of KACHERY_STORAGE_DIR.")
+@click.option(
+    "--storage-dir", type=click.Path(), metavar="DIR", help="Instead of KACHERY_STORAGE_DIR."
+)
 @click.option(
     "--listen",
     type=Address(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kachery_p2p.client.wording import human_bytes, human_seconds, printable
+from kachery_p2p.client.wording import counted, human_bytes, human_seconds, printable
 
 WIDTH = 9
 
@@ -18,7 +18,7 @@ def report(told: dict[str, Any]) -> Iterator[str]:
     for address in told["addresses"]:
         yield _line("address", address)
     for channel in told["channels"]:
-        yield _line("channel", f"{channel['name']}, {_count(channel['peers'], 'peer')} connected")
+        yield _line("channel", f"{channel['name']}, {counted(channel['peers'], 'peer')} connected")
     yield _line("http", told["http"] or "off")
     yield _line("store", told["store"])
     yield _line("version", f"{told['version']}, up {human_seconds(told['uptime_s'])}")
@@ -40,10 +40,6 @@ def started(told: dict[str, Any]) -> Iterator[str]:
 
 def _line(name: str, value: str) -> str:
     return f"{name:{WIDTH}}{printable(value)}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _peers(peers: list[dict[str, Any]]) -> Iterator[str]:

@@ -55,7 +55,15 @@ Daemon: TypeAlias = "UnixDaemon | HttpDaemon"
 
 
 def connect() -> Daemon:
-    """The daemon that the environment names; whether it is running shows at the first call."""
+    """The daemon that the environment names; whether it is running shows at the first call.
+
+    DaemonDownError if the environment says that none shall be asked.
+    """
+    if settings.is_offline():
+        raise DaemonDownError(
+            "KACHERY_OFFLINE_STORAGE_DIR is set, so no daemon is asked",
+            hint="unset KACHERY_OFFLINE_STORAGE_DIR to use the daemon",
+        )
     address = settings.daemon_address()
     if address is None:
         return unix_daemon(settings.config_dir())

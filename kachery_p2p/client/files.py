@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kachery_p2p.client import settings
@@ -33,6 +33,29 @@ def store_file(path: PathLike, label: str | None = None, *, channels: Channels =
     from kachery_p2p.client import storing
 
     return storing.store_path(os.fspath(path), label, channels)
+
+
+def store_files(paths: Iterable[PathLike], *, channels: Channels = None) -> list[str]:
+    """Store a copy of each file; their URIs, in the same order.
+
+    Much quicker than one by one: groups of them share the waits for the disk, and one
+    note shares them all. If some cannot be stored the others are, and it raises a
+    StoreFilesError that says which.
+    """
+    from kachery_p2p.client import many
+
+    return many.store_files(paths, channels)
+
+
+def link_file(path: PathLike, label: str | None = None, *, channels: Channels = None) -> str:
+    """Let the file stand for its content, without a copy; its URI.
+
+    It is loaded and shared from where it lies, as long as it keeps its bytes: whoever
+    loads it after it was changed gets a LinkChangedError, never other bytes.
+    """
+    from kachery_p2p.client import storing
+
+    return storing.link_path(os.fspath(path), label, channels)
 
 
 def store_text(text: str, label: str | None = None, *, channels: Channels = None) -> str:
@@ -67,6 +90,18 @@ def store_pkl(value: Any, label: str | None = None, *, channels: Channels = None
     return storing.store_value(encode_pickle(value), _named(label, "file.pkl"), channels)
 
 
+def store_object(value: Any, label: str | None = None, *, channels: Channels = None) -> str:
+    """The older name of `store_json`."""
+    _deprecated("store_object", "store_json")
+    return store_json(value, label, channels=channels)
+
+
+def _deprecated(old: str, new: str) -> None:
+    import warnings
+
+    warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
+
+
 def _named(label: str | None, default: str) -> str:
     return default if label is None else label
 
@@ -74,19 +109,38 @@ def _named(label: str | None, default: str) -> str:
 # --- loading --------------------------------------------------------------------------
 
 
-def load_file(uri: str, dest: PathLike | None = None) -> str:
+def load_file(uri: str, dest: PathLike | None = None, *, verify: bool = False) -> str:
     """The path of a file with the content, to be read only; or `dest`, with a copy written to it.
 
     `dest` may be a file (replaced whole or not at all) or an existing directory, which
     then gets a file of the URI's name. Raises a LoadFileError; never returns None.
+    What comes from others is always verified. What is stored here is read and verified
+    only on `verify`: it is then a CorruptObjectError if it has other bytes by now.
     """
     wanted = parse_uri(uri)
-    path = find_local(wanted) or _fetch(wanted)
+    path = find_local(wanted)
+    if path is None:
+        path = fetch(wanted)
+    elif verify:
+        from kachery_p2p.client.local import verify_stored
+
+        verify_stored(wanted)
     if dest is None:
         return path
     from kachery_p2p.client import loading
 
     return loading.copy_out(wanted, path, os.fspath(dest))
+
+
+def load_files(uris: Iterable[str]) -> list[str]:
+    """The paths of files with the contents, in the same order, to be read only.
+
+    If some cannot be had it raises a LoadFilesError that says which; the others were
+    loaded, and are there the next time.
+    """
+    from kachery_p2p.client import many
+
+    return many.load_files(uris)
 
 
 def load_bytes(uri: str, start: int, end: int) -> bytes:
@@ -130,6 +184,12 @@ def load_pkl(uri: str) -> Any:
     return decode_pickle(_load_value(uri))
 
 
+def load_object(uri: str) -> Any:
+    """The older name of `load_json`."""
+    _deprecated("load_object", "load_json")
+    return load_json(uri)
+
+
 def get_node_id() -> str:
     """This node's id: what others give you access by."""
     from kachery_p2p.client import asking
@@ -138,12 +198,19 @@ def get_node_id() -> str:
 
 
 def find_local(wanted: Uri) -> str | None:
-    """Where the content is in the store directory, if it is. One look; the bytes are not read."""
+    """Where the content is in the store directory, if it is; or else a file linked as it.
+
+    One look; the bytes are not read, except those of a linked file that was touched.
+    """
     path = blob_path(settings.storage_dir(), wanted.content)
     try:
-        return path if stat.S_ISREG(os.stat(path).st_mode) else None
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return path
     except OSError:
-        return None
+        pass
+    from kachery_p2p.client.local import find_linked
+
+    return find_linked(wanted.content)
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
@@ -184,7 +251,8 @@ def pread_all(descriptor: int, offset: int, length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _fetch(wanted: Uri) -> str:
+def fetch(wanted: Uri) -> str:
+    """The path of a content that is not here, once the daemon has brought it."""
     from kachery_p2p.client import loading
 
     return loading.fetch(wanted)

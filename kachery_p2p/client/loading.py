@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 def fetch(wanted: Uri) -> str:
     """The path of the content, once the daemon has it and it is within our reach."""
-    daemon = connect()
     try:
+        daemon = connect()
         with Reporter() as reporter:
             result, descriptor = daemon.call("load", _body(wanted), progress=reporter.tell)
     except DaemonDownError as error:
@@ -72,9 +72,10 @@ def _take_over(wanted: Uri, result: dict[str, Any], descriptor: int | None, daem
 
 def put_pieces(wanted: Uri, pieces: Iterator[bytes], size: int) -> str:
     """Into our own store, if the bytes are what the URI says."""
-    from kachery_p2p.client.storing import open_store
+    from kachery_p2p.client.local import open_store
 
-    stored = open_store().put_stream(pieces, wanted.content, size)
+    with open_store() as store:
+        stored = store.put_stream(pieces, wanted.content, size)
     if wanted.root is not None and stored.root != wanted.root:
         raise VerificationError("the content does not match the root in its URI")
     return str(stored.path)
@@ -98,9 +99,38 @@ def _is_same(path: str, descriptor: int) -> bool:
 
 def fetch_range(wanted: Uri, start: int, end: int) -> bytes:
     """Bytes of a content that is not stored here."""
-    daemon = connect()
+    daemon = _daemon_for(wanted)
     if not isinstance(daemon, UnixDaemon):
         return _fetch_range_over_http(daemon, wanted, start, end)
+    result, descriptor = _load_range(daemon, wanted, start, end)
+    try:
+        if result["length"] != end - start:
+            raise DaemonProtocolError("the daemon handed over another range than asked for")
+        return pread_all(descriptor, result["offset"], end - start)
+    finally:
+        os.close(descriptor)
+
+
+def fetch_size(wanted: Uri) -> int:
+    """The size of a content that is not stored here and has a root, which vouches for it."""
+    daemon = _daemon_for(wanted)
+    if not isinstance(daemon, UnixDaemon):
+        return _size_over_http(daemon, wanted)
+    result, descriptor = _load_range(daemon, wanted, 0, 0)
+    os.close(descriptor)
+    return int(result["size"])
+
+
+def _daemon_for(wanted: Uri) -> Daemon:
+    try:
+        return connect()
+    except DaemonDownError as error:
+        raise _nowhere(wanted, error) from error
+
+
+def _load_range(
+    daemon: UnixDaemon, wanted: Uri, start: int, end: int
+) -> tuple[dict[str, Any], int]:
     body = {"content": wanted.content, "root": wanted.root, "start": start, "end": end}
     try:
         with Reporter() as reporter:
@@ -109,12 +139,7 @@ def fetch_range(wanted: Uri, start: int, end: int) -> bytes:
         raise _nowhere(wanted, error) from error
     if descriptor is None:
         raise DaemonProtocolError("the daemon loaded the bytes but did not hand them over")
-    try:
-        if result["length"] != end - start:
-            raise DaemonProtocolError("the daemon handed over another range than asked for")
-        return pread_all(descriptor, result["offset"], end - start)
-    finally:
-        os.close(descriptor)
+    return result, descriptor
 
 
 def _fetch_range_over_http(daemon: HttpDaemon, wanted: Uri, start: int, end: int) -> bytes:
@@ -135,12 +160,20 @@ def _fetch_range_over_http(daemon: HttpDaemon, wanted: Uri, start: int, end: int
 
 def _check_empty(daemon: HttpDaemon, wanted: Uri, end: int) -> bytes:
     """HTTP has no empty range, but one that lies outside the file is still wrong."""
-    size = daemon.call("find", _body(wanted))[0]["size"]
-    if size is None:
-        raise NotFoundError(f"nobody has sha1://{wanted.content}")
+    size = _size_over_http(daemon, wanted)
     if end > size:
         raise InvalidRangeError(f"{end} does not lie inside the {size} bytes of the file")
     return b""
+
+
+def _size_over_http(daemon: HttpDaemon, wanted: Uri) -> int:
+    try:
+        size = daemon.call("find", _body(wanted))[0]["size"]
+    except DaemonDownError as error:
+        raise _nowhere(wanted, error) from error
+    if size is None:
+        raise NotFoundError(f"nobody has sha1://{wanted.content}")
+    return int(size)
 
 
 def copy_out(wanted: Uri, path: str, dest: str) -> str:

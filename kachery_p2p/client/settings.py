@@ -14,13 +14,38 @@ TOKEN_NAME = "api-token"  # noqa: S105 - the name of a file in the configuration
 
 
 def storage_dir() -> str:
-    """The store directory: KACHERY_STORAGE_DIR, or ~/kachery-storage."""
+    """The directory to store in and load from: KACHERY_OFFLINE_STORAGE_DIR, else the node's."""
+    return _directory("KACHERY_OFFLINE_STORAGE_DIR", "") if is_offline() else node_storage_dir()
+
+
+def node_storage_dir() -> str:
+    """The store directory of a node: KACHERY_STORAGE_DIR, or ~/kachery-storage."""
     return _directory("KACHERY_STORAGE_DIR", "~/kachery-storage")
+
+
+def is_offline() -> bool:
+    """Whether KACHERY_OFFLINE_STORAGE_DIR is set: then no daemon is asked, and nothing shared."""
+    return bool(os.environ.get("KACHERY_OFFLINE_STORAGE_DIR"))
 
 
 def config_dir() -> str:
     """The configuration directory: KACHERY_P2P_CONFIG_DIR, or ~/.kachery-p2p."""
     return _directory("KACHERY_P2P_CONFIG_DIR", "~/.kachery-p2p")
+
+
+def state_dir() -> str:
+    """Where the index and the links of `storage_dir` are kept; an offline one has its own."""
+    return os.path.join(config_dir(), "state", *(("offline",) if is_offline() else ()))
+
+
+def temp_dir() -> str | None:
+    """Where temporary files go: KACHERY_TEMP_DIR, or None for the system's place."""
+    return _directory("KACHERY_TEMP_DIR", "") if os.environ.get("KACHERY_TEMP_DIR") else None
+
+
+def keeps_temp_files() -> bool:
+    """Whether KACHERY_KEEP_TEMP_FILES is 1: temporary directories stay, to be looked at."""
+    return os.environ.get("KACHERY_KEEP_TEMP_FILES") == "1"
 
 
 def _directory(variable: str, default: str) -> str:

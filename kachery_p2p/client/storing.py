@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kachery_p2p.client import settings
 from kachery_p2p.client.daemon import Daemon, UnixDaemon, connect, hello
-from kachery_p2p.client.files import Channels, open_stored
+from kachery_p2p.client.files import Channels, find_local, open_stored
+from kachery_p2p.client.local import open_store
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.uris import Uri, check_label, format_uri
 from kachery_p2p.errors import (
+    ConfigError,
     DaemonDownError,
     DaemonTimeoutError,
+    KacheryError,
     SourceFileError,
     StorageFailedError,
     UnknownChannelError,
@@ -32,7 +35,7 @@ from kachery_p2p.limits import CHUNK_BYTES, MESSAGE_ITEMS_MAX
 from kachery_p2p.store.paths import blob_path
 
 if TYPE_CHECKING:
-    from kachery_p2p.store.blobs import BlobStore, Stored
+    from kachery_p2p.store.blobs import Stored
 
 WHY = "store"
 
@@ -48,13 +51,13 @@ class Shared(NamedTuple):
 
 def store_path(path: str, label: str | None, channels: Channels) -> str:
     """Store a copy of the file at `path`; its URI. No label means the file's own name."""
-    if label is None:
-        # "." has a name too; that it is a directory is then what there is to say.
-        label = os.path.basename(os.path.abspath(path))
-    check_label(label)
+    label = label_of(path, label)
+    check_channels(channels)
     running = _running_daemon()
     if running is None or _shares_our_store(running):
-        return _store_here(running, open_store().put_file(path), label, channels)
+        with open_store() as store:
+            stored = store.put_file(path)
+        return _store_here(running, stored, label, channels)
     descriptor = open_source(path)
     try:
         return _store_by_daemon(running, descriptor, label, channels)
@@ -65,9 +68,12 @@ def store_path(path: str, label: str | None, channels: Channels) -> str:
 def store_value(data: bytes, label: str, channels: Channels) -> str:
     """Store bytes that are in memory; their URI."""
     check_label(label)
+    check_channels(channels)
     running = _running_daemon()
     if running is None or _shares_our_store(running):
-        return _store_here(running, open_store().put_bytes(data), label, channels)
+        with open_store() as store:
+            stored = store.put_bytes(data)
+        return _store_here(running, stored, label, channels)
     descriptor = _as_descriptor(data)
     try:
         return _store_by_daemon(running, descriptor, label, channels)
@@ -75,14 +81,59 @@ def store_value(data: bytes, label: str, channels: Channels) -> str:
         os.close(descriptor)
 
 
-def open_store() -> BlobStore:
-    """The store directory of the environment, with the index of its configuration."""
-    from kachery_p2p.store.blobs import BlobStore
-    from kachery_p2p.store.index import Index
+def store_paths(paths: Sequence[str], channels: Channels) -> list[str | KacheryError]:
+    """Store a copy of each file, with one wish to share all; for each its URI, or why not."""
+    labels = [label_of(path) for path in paths]
+    check_channels(channels)
+    running = _running_daemon()
+    if running is not None and not _shares_our_store(running):
+        return [
+            _path_by_daemon(running, path, label, channels)
+            for path, label in zip(paths, labels, strict=True)
+        ]
+    with open_store() as store:
+        outcomes = list(store.put_many(paths))
+    stored = dict.fromkeys(one.content for one in outcomes if not isinstance(one, KacheryError))
+    _share_new(list(stored), channels, running)
+    return [
+        one if isinstance(one, KacheryError) else _uri(one.content, one.root, one.size, label)
+        for one, label in zip(outcomes, labels, strict=True)
+    ]
 
-    return BlobStore(
-        settings.storage_dir(), Index(os.path.join(settings.config_dir(), "state", "index.db"))
-    )
+
+def link_path(path: str, label: str | None, channels: Channels) -> str:
+    """Let the file at `path` stand for its content, without a copy; its URI.
+
+    The link is kept in the configuration, so its daemon sees it whichever store it has.
+    """
+    label = label_of(path, label)
+    check_channels(channels)
+    running = _running_daemon()
+    with open_store() as store:
+        stored = store.link_file(path)
+    return _store_here(running, stored, label, channels)
+
+
+def label_of(path: str, label: str | None = None) -> str:
+    """`label`, or else the name of the file; InvalidNameError if it cannot be one in a URI."""
+    if label is None:
+        # "." has a name too; that it is a directory is then what there is to say.
+        label = os.path.basename(os.path.abspath(path))
+    return check_label(label)
+
+
+def check_channels(channels: Channels) -> None:
+    """ConfigError for a wish to share what no daemon will ever see."""
+    if channels:
+        _check_online()
+
+
+def _check_online() -> None:
+    if settings.is_offline():
+        raise ConfigError(
+            "KACHERY_OFFLINE_STORAGE_DIR is set, so nothing can be shared",
+            hint="unset KACHERY_OFFLINE_STORAGE_DIR, or name no channel",
+        )
 
 
 def open_source(path: str) -> int:
@@ -101,7 +152,10 @@ def _as_descriptor(data: bytes) -> int:
     """The bytes as a nameless file, which is how they travel to the daemon."""
     import tempfile
 
-    with tempfile.TemporaryFile() as file:
+    from kachery_p2p.store.durable import writing_to
+
+    place = settings.temp_dir() or tempfile.gettempdir()
+    with writing_to(place), tempfile.TemporaryFile(dir=place) as file:
         file.write(data)
         file.flush()
         return os.dup(file.fileno())
@@ -125,8 +179,8 @@ class Running(NamedTuple):
 
 def _running_daemon() -> Running | None:
     """The daemon if it answers. One that refuses us is an error before any work is done."""
-    daemon = connect()
     try:
+        daemon = connect()
         return Running(daemon, hello(daemon))
     except (DaemonDownError, DaemonTimeoutError):
         return None
@@ -146,9 +200,28 @@ def _shares_our_store(running: Running) -> bool:
 
 
 def _store_here(running: Running | None, stored: Stored, label: str, channels: Channels) -> str:
-    if channels is None or len(channels) > 0:
-        share([stored.content], channels, running.daemon if running else None)
+    _share_new([stored.content], channels, running)
     return _uri(stored.content, stored.root, stored.size, label)
+
+
+def _share_new(contents: list[ContentHash], channels: Channels, running: Running | None) -> None:
+    """Share what was just stored, unless it is to be private, or lies where no daemon looks."""
+    wished = channels is None or len(channels) > 0
+    if contents and wished and not settings.is_offline():
+        share(contents, channels, running.daemon if running else None)
+
+
+def _path_by_daemon(
+    running: Running, path: str, label: str, channels: Channels
+) -> str | KacheryError:
+    try:
+        descriptor = open_source(path)
+        try:
+            return _store_by_daemon(running, descriptor, label, channels)
+        finally:
+            os.close(descriptor)
+    except KacheryError as error:
+        return error
 
 
 def _store_by_daemon(running: Running, descriptor: int, label: str, channels: Channels) -> str:
@@ -177,6 +250,7 @@ def share(contents: Sequence[str], channels: Channels, daemon: Daemon | None = N
 
 def share_stored(contents: Sequence[str], channels: Channels) -> Shared:
     """`share` for contents that were stored earlier, by whatever daemon runs."""
+    _check_online()
     running = _running_daemon()
     return share(contents, channels, running.daemon if running else None)
 
@@ -211,7 +285,8 @@ def _share_some(daemon: Daemon, contents: list[str], channels: Channels) -> dict
 
 def _hand_over(daemon: Daemon, content: str, channels: Channels) -> None:
     """Give the daemon a content that is in our store and not in its own."""
-    descriptor = open_stored(blob_path(settings.storage_dir(), content))
+    path = find_local(Uri(ContentHash(content)))
+    descriptor = open_stored(path or blob_path(settings.storage_dir(), content))
     with os.fdopen(descriptor, "rb") as file:
         if isinstance(daemon, UnixDaemon):
             body = {"label": None, "channels": _listed(channels)}
