@@ -229,8 +229,7 @@ class KeyFileError(ConfigError):
 
 
 class PassphraseError(ConfigError):
-    """The passphrase is not the one that the backup was made with, or is too short to protect one.
-    """
+    """The passphrase is not the one that the backup was made with, or is too short."""
 
 
 class ChannelError(KacheryError):
@@ -273,15 +272,13 @@ class LogFormatError(LogError):
 
 
 class HeadError(LogError):
-    """The statement that a feed ends here is not signed by the feed's owner, or is about another.
-    """
+    """The word that a feed ends here is not signed by the feed's owner, or is about another."""
 
     exit_code = EXIT_CORRUPT
 
 
 class ProofError(LogError):
-    """What another node said about a feed does not follow from what the owner signed: not believed.
-    """
+    """What another node said of a feed does not follow from what the owner signed."""
 
     exit_code = EXIT_CORRUPT
 
@@ -309,8 +306,7 @@ class LogBehindError(LogError):
 
 
 class LogStoppedError(LogError):
-    """Appending to this feed stopped when its disk failed: restart the node when the disk is well.
-    """
+    """Appending to this feed stopped when its disk failed: mend the disk, restart the node."""
 
     exit_code = EXIT_STORAGE
 

@@ -171,13 +171,13 @@ SOURCE_RETURN_S_MAX = 10.0
 # A holder that has never hashed an object asks us to come again: hashing runs at 1.3 GiB/s
 # (measured).
 HASH_WAIT_S_MAX = 3.0
-# Objects hashed for the first time at once: they are read from one disk, and leave threads to others.
+# Objects hashed for the first time at once: they come from one disk, and leave threads to others.
 HASHED_AT_ONCE_MAX = 2
 # A source that sends less than this for this long is stalled: it is left for another one. Whoever
 # takes less than a piece for as long is not served. The slowest line of use carries 13 KB/s.
 STALL_S_MAX = 5.0
 STALL_BYTES_MIN = 64 << 10
-# A source that failed is left alone this long, so that one which fails at once is not asked in a loop.
+# A source that failed is left alone this long: one which fails at once is not asked in a loop.
 SOURCE_REST_S = 0.5
 # Who vouched for wrong bytes of what, remembered in all: 100 bytes each.
 LIARS_MAX = 4_096

@@ -26,7 +26,6 @@ from kachery_p2p.node.parts import Parts
 from kachery_p2p.node.status import status_of
 from kachery_p2p.store.blobs import Stored
 from kachery_p2p.store.objects import Opened
-from kachery_p2p.store.paths import blob_path
 from kachery_p2p.transfer.fetch import State
 from kachery_p2p.wire.operations import DOOR_VERSION, check_version
 
@@ -83,7 +82,7 @@ class Api:
         with opened:
             call.attach(os.dup(opened.descriptor))
             return {
-                "path": blob_path(self._parts.blobs.directory, content),
+                "path": self._parts.blobs.local_path(content),
                 "size": opened.root_object.size,
                 "root": opened.root_object.root,
             }
