@@ -37,6 +37,8 @@ DIRECTORY_DEPTH_MAX = 64
 # Kept free on the disk of the store, so that a full store does not take the workstation down with
 # it.
 DISK_RESERVE_BYTES = 1 << 30
+# Stores that a client process keeps open: programs change KACHERY_STORAGE_DIR between calls.
+KEPT_STORES_MAX = 4
 # Copy buffers in flight between the copying and the hashing thread.
 COPY_BUFFERS_MAX = 8
 # A temporary file without a living owner is swept after this long.

@@ -6,35 +6,75 @@ checking do.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kachery_p2p.client import settings
 from kachery_p2p.errors import LinkChangedError, NotFoundError, RootMismatchError
+from kachery_p2p.limits import KEPT_STORES_MAX
 from kachery_p2p.store.paths import old_link_paths
 
 if TYPE_CHECKING:
     from kachery_p2p.content.hashes import ContentHash
     from kachery_p2p.content.uris import Uri
     from kachery_p2p.store.blobs import BlobStore
+    from kachery_p2p.store.index import Index
 
 
 @contextlib.contextmanager
 def open_store() -> Iterator[BlobStore]:
-    """The store that the environment names, open until the end of the `with`."""
+    """The store that the environment names.
+
+    It stays open for the next call of this process: opening and closing the index
+    takes 3 ms, storing a small value 2 ms.
+    """
+    make_config_dir()
+    # By process too: locks inherited through a fork may be held by threads that are not.
+    name = (os.getpid(), settings.storage_dir(), os.path.join(settings.state_dir(), "index.db"))
+    kept = _kept.get(name)
+    if kept is not None and not kept.records.is_current():
+        _close(name)
+        kept = None
+    if kept is None:
+        kept = _kept.setdefault(name, _open(*name[1:]))
+        for other in list(_kept)[:-KEPT_STORES_MAX]:
+            _close(other)
+    yield kept.store
+
+
+class _Kept(NamedTuple):
+    store: BlobStore
+    records: Index
+
+
+_kept: dict[tuple[int, str, str], _Kept] = {}
+
+
+def _open(directory: str, index_path: str) -> _Kept:
     from kachery_p2p.store.blobs import BlobStore
     from kachery_p2p.store.index import Index
 
-    make_config_dir()
-    index = Index(os.path.join(settings.state_dir(), "index.db"))
-    store = BlobStore(settings.storage_dir(), index)
-    try:
-        yield store
-    finally:
-        store.close()
-        index.close()
+    if not _kept:
+        atexit.register(close_stores)
+    index = Index(index_path)
+    return _Kept(BlobStore(directory, index), index)
+
+
+def close_stores() -> None:
+    """Close what is kept open; a later use opens it again."""
+    for name in list(_kept):
+        _close(name)
+
+
+def _close(name: tuple[int, str, str]) -> None:
+    kept = _kept.pop(name, None)
+    if kept is not None:
+        # Whoever still uses it in another thread opens it again without noticing.
+        kept.store.close()
+        kept.records.close()
 
 
 def verify_stored(wanted: Uri) -> None:

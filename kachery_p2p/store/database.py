@@ -89,6 +89,16 @@ class Database:
 
         return self._mended(commit)
 
+    def is_current(self) -> bool:
+        """False if the file that is open here was removed or replaced since."""
+        connections = self._open
+        if connections is None:
+            return True
+        try:
+            return os.stat(self.path).st_ino == connections.inode
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Close the connections of this process; a later use opens them again."""
         with self._opening:

@@ -61,6 +61,10 @@ class Index:
         self.path = path
         self._database = Database(path, SCHEMA, _move_aside)
 
+    def is_current(self) -> bool:
+        """False if somebody removed or replaced the file since it was opened."""
+        return self._database.is_current()
+
     def close(self) -> None:
         """Close the file; a later use opens it again."""
         self._database.close()

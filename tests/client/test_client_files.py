@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 import kachery_p2p as kp
+from kachery_p2p.client import local
 from kachery_p2p.errors import (
     ConfigError,
     DataFormatError,
@@ -21,7 +24,7 @@ from kachery_p2p.errors import (
     UnknownChannelError,
     UriError,
 )
-from kachery_p2p.limits import CHUNK_BYTES
+from kachery_p2p.limits import CHUNK_BYTES, KEPT_STORES_MAX
 
 MISSING = "sha1://" + "0" * 40
 
@@ -204,3 +207,29 @@ def test_the_node_id_is_that_of_the_key_file(tmp_path: Path) -> None:
         kp.get_node_id()
     key = load_or_create(str(tmp_path / "config"))
     assert kp.get_node_id() == key.node_id
+
+
+def test_directories_removed_between_calls_are_made_again() -> None:
+    kp.store_text("one")
+    for name in ("KACHERY_STORAGE_DIR", "KACHERY_P2P_CONFIG_DIR"):
+        shutil.rmtree(os.environ[name])
+    uri = kp.store_text("one")
+    assert kp.load_text(uri) == "one"
+    assert Path(os.environ["KACHERY_P2P_CONFIG_DIR"], "state", "index.db").exists()
+
+
+def test_a_program_that_goes_through_many_stores_keeps_few_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3 * KEPT_STORES_MAX):
+        monkeypatch.setenv("KACHERY_STORAGE_DIR", str(tmp_path / f"store{number % 7}"))
+        assert kp.load_text(kp.store_text(f"text {number}")) == f"text {number}"
+    assert len(local._kept) <= KEPT_STORES_MAX
+
+
+def test_a_forked_worker_stores_beside_its_parent() -> None:
+    kp.store_text("before the fork")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        uris = pool.map(kp.store_text, [f"worker {number}" for number in range(20)])
+    assert [kp.load_text(uri) for uri in uris] == [f"worker {number}" for number in range(20)]
+    assert kp.load_text(kp.store_text("after the fork")) == "after the fork"
