@@ -5,6 +5,8 @@ Each function is called by child.py in a process of its own.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import queue
@@ -33,6 +35,38 @@ def store_texts(texts: list[str], directory: str) -> dict[str, Any]:
         os.write(log, b'{"content": "%s", "channels": null}\n' % content.encode())
         os.fsync(log)
     return {"seconds": time.perf_counter() - began}
+
+
+def store_group(texts: list[str], directory: str) -> dict[str, Any]:
+    """Store texts as one group: all written, one syncfs, all renamed, one syncfs. No index."""
+    began = time.perf_counter()
+    os.makedirs(f"{directory}/.tmp")
+    os.mkdir(f"{directory}/sha1")
+    top = os.open(directory, os.O_RDONLY)
+    contents = []
+    for number, text in enumerate(texts):
+        data = text.encode()
+        contents.append(hashlib.sha1(data, usedforsecurity=False).hexdigest())
+        fd = os.open(f"{directory}/.tmp/{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(fd, data)
+        os.fchmod(fd, 0o444)
+        os.close(fd)
+    _sync_file_system(top)
+    for number, content in enumerate(contents):
+        place = f"{directory}/sha1"
+        for part in (content[:2], content[2:4], content[4:6]):
+            place = f"{place}/{part}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(place)
+        os.rename(f"{directory}/.tmp/{number}", f"{place}/{content}")
+    _sync_file_system(top)
+    os.close(top)
+    return {"seconds": time.perf_counter() - began}
+
+
+def _sync_file_system(fd: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+        raise OSError(ctypes.get_errno(), "syncfs")
 
 
 def _store(data: bytes, directory: str, temp: str) -> str:

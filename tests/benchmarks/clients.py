@@ -9,6 +9,8 @@ from typing import Any
 
 import kachery_p2p as kp
 from kachery_p2p.client.daemon import connect, hello
+from kachery_p2p.client.local import open_store
+from kachery_p2p.store.blobs import Stored
 
 RANGE_BYTES = 4096
 BATCHES = 20
@@ -32,6 +34,16 @@ def store_texts(texts: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     uris = [kp.store_text(text) for text in texts]
     return {"uris": uris, "seconds": time.perf_counter() - began}
+
+
+def store_group(texts: list[str]) -> dict[str, Any]:
+    """Store texts as one group, nothing shared."""
+    began = time.perf_counter()
+    with open_store() as store:
+        stored = list(store.put_many([text.encode() for text in texts]))
+    seconds = time.perf_counter() - began
+    assert all(isinstance(one, Stored) for one in stored), stored[:3]
+    return {"seconds": seconds}
 
 
 def load_files(uris: list[str]) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Settings(NamedTuple):
     def texts(self) -> int:
         return 10 if self.quick else 1000
 
+    @property
+    def group(self) -> int:
+        return 100 if self.quick else 5000
+
     def times(self, repetitions: int) -> range:
         """So many repetitions."""
         return range(1 if self.quick else repetitions)

@@ -25,7 +25,7 @@ def measure(settings: Settings) -> list[Row]:
     rows += _lookups(settings, uri, env)
     shutil.rmtree(room)
     room.mkdir()
-    return rows + _texts(settings, room)
+    return rows + _texts(settings, room) + _group(settings, room)
 
 
 def _big_files(settings: Settings, room: Path) -> tuple[list[Row], str, dict[str, str]]:
@@ -115,6 +115,37 @@ def _texts(settings: Settings, room: Path) -> list[Row]:
         ),
         Row(
             f"`store_text`, {settings.texts:,} texts one by one, durable",
+            sample(stored, "texts/s"),
+            f"{figure(ratio)}x the bare loop",
+            median_text(cpu),
+            budget=at_least(TEXTS_RATIO_MIN, ratio, "x"),
+        ),
+    ]
+
+
+def _group(settings: Settings, room: Path) -> list[Row]:
+    stored, bare, cpu, bare_cpu = [], [], [], []
+    for number in settings.times(3):
+        texts = [f"grouped {number} {index}" * 20 for index in range(settings.group)]
+        bare_room, our_room = room / f"bare-group-{number}", room / f"our-group-{number}"
+        our_room.mkdir()
+        settle()
+        done = child(environment(bare_room), "bare.store_group", texts, str(bare_room))
+        bare.append(settings.group / done["seconds"])
+        bare_cpu.append(done["cpu_s"])
+        settle()
+        done = child(environment(our_room), "clients.store_group", texts)
+        stored.append(settings.group / done["seconds"])
+        cpu.append(done["cpu_s"])
+    ratio = sample(stored, "").median / sample(bare, "").median
+    return [
+        Row(
+            f"bare loop, {settings.group:,} texts as a group, same calls for objects",
+            sample(bare, "texts/s"),
+            cpu=median_text(bare_cpu),
+        ),
+        Row(
+            f"`put_many`, {settings.group:,} texts as a group, durable",
             sample(stored, "texts/s"),
             f"{figure(ratio)}x the bare loop",
             median_text(cpu),
