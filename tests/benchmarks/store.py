@@ -93,62 +93,56 @@ def _lookups(settings: Settings, uri: str, env: dict[str, str]) -> list[Row]:
 
 
 def _texts(settings: Settings, room: Path) -> list[Row]:
-    stored, bare, cpu, bare_cpu = [], [], [], []
-    for number in settings.times(2):
-        texts = [f"text {number} {index}" * 20 for index in range(settings.texts)]
-        bare_room, our_room = room / f"bare-{number}", room / f"ours-{number}"
-        our_room.mkdir()
-        settle()
-        done = child(environment(bare_room), "bare.store_texts", texts, str(bare_room))
-        bare.append(settings.texts / done["seconds"])
-        bare_cpu.append(done["cpu_s"])
-        settle()
-        done = child(environment(our_room), "clients.store_texts", texts)
-        stored.append(settings.texts / done["seconds"])
-        cpu.append(done["cpu_s"])
-    ratio = sample(stored, "").median / sample(bare, "").median
-    return [
-        Row(
-            f"bare loop, {settings.texts:,} texts, same calls for object and log",
-            sample(bare, "texts/s"),
-            cpu=median_text(bare_cpu),
-        ),
-        Row(
-            f"`store_text`, {settings.texts:,} texts one by one, durable",
-            sample(stored, "texts/s"),
-            f"{figure(ratio)}x the bare loop",
-            median_text(cpu),
-            budget=at_least(TEXTS_RATIO_MIN, ratio, "x"),
-        ),
-    ]
+    return _against_bare(
+        settings.times(2),
+        room / "one-by-one",
+        settings.texts,
+        ("bare.store_texts", "bare loop, {} texts, same calls for object and log"),
+        ("clients.store_texts", "`store_text`, {} texts one by one, durable"),
+    )
 
 
 def _group(settings: Settings, room: Path) -> list[Row]:
-    stored, bare, cpu, bare_cpu = [], [], [], []
-    for number in settings.times(3):
-        texts = [f"grouped {number} {index}" * 20 for index in range(settings.group)]
-        bare_room, our_room = room / f"bare-group-{number}", room / f"our-group-{number}"
-        our_room.mkdir()
-        settle()
-        done = child(environment(bare_room), "bare.store_group", texts, str(bare_room))
-        bare.append(settings.group / done["seconds"])
-        bare_cpu.append(done["cpu_s"])
-        settle()
-        done = child(environment(our_room), "clients.store_group", texts)
-        stored.append(settings.group / done["seconds"])
-        cpu.append(done["cpu_s"])
-    ratio = sample(stored, "").median / sample(bare, "").median
+    return _against_bare(
+        settings.times(3),
+        room / "group",
+        settings.group,
+        ("bare.store_group", "bare loop, {} texts as a group, same calls for objects"),
+        ("clients.store_group", "`put_many`, {} texts as a group, durable"),
+    )
+
+
+def _against_bare(
+    times: range, room: Path, count: int, bare: tuple[str, str], ours: tuple[str, str]
+) -> list[Row]:
+    """Texts a second of two functions, each with its name in the table, turn by turn."""
+    rates: dict[str, list[float]] = {bare[0]: [], ours[0]: []}
+    cpu: dict[str, list[float]] = {bare[0]: [], ours[0]: []}
+    for number in times:
+        texts = [f"text {room.name} {number} {index}" * 20 for index in range(count)]
+        for function in rates:
+            directory = room / f"{function}-{number}"
+            directory.parent.mkdir(exist_ok=True)
+            env = environment(directory)
+            more = [str(directory)] if function == bare[0] else []
+            if not more:
+                directory.mkdir()
+            settle()
+            done = child(env, function, texts, *more)
+            rates[function].append(count / done["seconds"])
+            cpu[function].append(done["cpu_s"])
+    ratio = sample(rates[ours[0]], "").median / sample(rates[bare[0]], "").median
     return [
         Row(
-            f"bare loop, {settings.group:,} texts as a group, same calls for objects",
-            sample(bare, "texts/s"),
-            cpu=median_text(bare_cpu),
+            bare[1].format(f"{count:,}"),
+            sample(rates[bare[0]], "texts/s"),
+            cpu=median_text(cpu[bare[0]]),
         ),
         Row(
-            f"`put_many`, {settings.group:,} texts as a group, durable",
-            sample(stored, "texts/s"),
+            ours[1].format(f"{count:,}"),
+            sample(rates[ours[0]], "texts/s"),
             f"{figure(ratio)}x the bare loop",
-            median_text(cpu),
+            median_text(cpu[ours[0]]),
             budget=at_least(TEXTS_RATIO_MIN, ratio, "x"),
         ),
     ]
