@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from kachery_p2p.limits import (
     RESTART_S_MIN,
     RESTARTS_MAX,
     SHARES_LOG_S,
+    STOP_S_MAX,
 )
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.files import load_peers, save_peers
@@ -89,7 +91,8 @@ async def _run(config: NodeConfig, announce: Announce) -> None:
             nursery.start_soon(_stop_on_signal, parts.stop)
             nursery.start_soon(_serve, parts, key, announce, _libp2p(config))
             await parts.stop.wait()
-            nursery.cancel_scope.deadline = trio.current_time()
+            _end_without_grace_after(STOP_S_MAX)
+            nursery.cancel_scope.cancel()
     finally:
         parts.grants.close()
 
@@ -225,6 +228,16 @@ async def _save_peers(parts: Parts, sessions: Sessions) -> None:
         if known != saved:
             await trio.to_thread.run_sync(save_peers, parts.config.peers_path, known)
             saved = known
+
+
+def _end_without_grace_after(seconds: float) -> None:
+    """End the process then, whatever still works: a disk that hangs must not keep it.
+
+    Nothing is lost that was acknowledged; what was verified of downloads is kept.
+    """
+    ending = threading.Timer(seconds, os._exit, (0,))
+    ending.daemon = True
+    ending.start()
 
 
 async def _stop_on_signal(stop: trio.Event) -> None:

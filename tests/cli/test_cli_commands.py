@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -294,3 +295,26 @@ def test_a_channel_is_not_left_under_a_running_daemon(shell: Shell) -> None:
     with only_daemon(config_dir, "stop it"):
         assert "already running" in shell.fails(9, "channel", "leave", "lab")
     assert shell.run("channel", "leave", "lab").returncode == 0
+
+
+def test_a_full_disk_is_two_lines_and_a_code_and_leaves_nothing(shell: Shell) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare, to mount a small disk")
+    (shell.directory / "big").write_bytes(os.urandom(12 << 20))
+    (shell.directory / "store").mkdir()
+    script = (
+        "mount -t tmpfs -o size=8m tmpfs store && "
+        f"{sys.executable} -m kachery_p2p store big; code=$?; find store -type f; exit $code"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", script],
+        cwd=shell.directory,
+        env=shell.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (6, ""), done.stderr
+    assert lines[0].startswith("kachery-p2p: error: ")
+    assert all(line.startswith("kachery-p2p: hint: ") for line in lines[1:])
