@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kachery_p2p.client import settings
@@ -35,7 +35,7 @@ from kachery_p2p.limits import CHUNK_BYTES, MESSAGE_ITEMS_MAX
 from kachery_p2p.store.paths import blob_path
 
 if TYPE_CHECKING:
-    from kachery_p2p.store.blobs import Stored
+    from kachery_p2p.store.blobs import BlobStore, Stored
 
 WHY = "store"
 
@@ -52,29 +52,31 @@ class Shared(NamedTuple):
 def store_path(path: str, label: str | None, channels: Channels) -> str:
     """Store a copy of the file at `path`; its URI. No label means the file's own name."""
     label = label_of(path, label)
-    check_channels(channels)
-    running = _running_daemon()
-    if running is None or _shares_our_store(running):
-        with open_store() as store:
-            stored = store.put_file(path)
-        return _store_here(running, stored, label, channels)
-    descriptor = open_source(path)
-    try:
-        return _store_by_daemon(running, descriptor, label, channels)
-    finally:
-        os.close(descriptor)
+    return _store(lambda store: store.put_file(path), lambda: open_source(path), label, channels)
 
 
 def store_value(data: bytes, label: str, channels: Channels) -> str:
     """Store bytes that are in memory; their URI."""
     check_label(label)
+    return _store(
+        lambda store: store.put_bytes(data), lambda: _as_descriptor(data), label, channels
+    )
+
+
+def _store(
+    put: Callable[[BlobStore], Stored],
+    as_descriptor: Callable[[], int],
+    label: str,
+    channels: Channels,
+) -> str:
+    """Into our own store with `put`; or, if the daemon has another, by it from a descriptor."""
     check_channels(channels)
     running = _running_daemon()
     if running is None or _shares_our_store(running):
         with open_store() as store:
-            stored = store.put_bytes(data)
+            stored = put(store)
         return _store_here(running, stored, label, channels)
-    descriptor = _as_descriptor(data)
+    descriptor = as_descriptor()
     try:
         return _store_by_daemon(running, descriptor, label, channels)
     finally:
