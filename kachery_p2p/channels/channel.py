@@ -1,8 +1,13 @@
-"""A shared-secret channel: from one generated secret to its id and its keys.
+"""A channel as a member holds it: its name here, its id, and its keys.
 
-Whoever has the secret is a member; there is no owner. The secret is 160 random bits
-that kachery-p2p generated, never words that a person chose: the proofs of membership
-could otherwise be guessed at offline by any node that dials us. It is written as
+An *owned* channel's id is the public key of its owner, and its history says who is a
+member (`history`). Its keys come from an entry secret that every member was given; so
+whoever lacks it cannot even tell which channel two nodes meet in.
+
+In a *shared-secret* channel whoever has the secret is a member; there is no owner. The
+secret is 160 random bits that kachery-p2p generated, never words that a person chose:
+the proofs of membership could otherwise be guessed at offline by any node that dials
+us. It is written as
 
     kp2p-secret-1- ‖ base32 (lower case) of 20 random bytes ‖ 4 bytes of checksum
 
@@ -36,22 +41,28 @@ _CREATE_HINT = (
 )
 
 
-class SharedChannel(NamedTuple):
-    """A channel entered with a shared secret: what a member holds once it knows the secret."""
+SHARED = "shared-secret"
+OWNED = "owned"
 
+
+class Channel(NamedTuple):
+    """What a member of a channel holds."""
+
+    # Shared-secret: part of the channel. Owned: an alias of this node's own.
     name: str
-    # 64 hex digits. Tells nothing of name or secret, and the same on every member.
+    # 64 hex digits, the same on every member.
     id: str
-    # Proves membership (`membership`); never sent.
+    # Proves that its holder knows the secret (`membership`); never sent.
     key: bytes
     # For finding other members through nodes that are none (rendezvous tags); never sent.
     discovery_key: bytes
+    kind: str = SHARED
 
     def __repr__(self) -> str:
-        return f"<SharedChannel {self.name} {self.id[:8]}>"
+        return f"<Channel {self.name} {self.id[:8]}>"
 
     @classmethod
-    def derive(cls, secret: bytes, name: str) -> SharedChannel:
+    def shared(cls, secret: bytes, name: str) -> Channel:
         """The channel of that name among those who share `secret` (from `parse_secret`)."""
         check_channel_name(name)
         assert len(secret) == SECRET_BYTES
@@ -60,6 +71,19 @@ class SharedChannel(NamedTuple):
             id=_derive(secret, _ID_TAG, name).hex(),
             key=_derive(secret, _KEY_TAG, name),
             discovery_key=_derive(secret, _DISCOVERY_TAG, name),
+        )
+
+    @classmethod
+    def owned(cls, channel_id: str, entry_secret: bytes, name: str) -> Channel:
+        """The channel of that id (its owner's public key), called `name` by this node."""
+        check_channel_name(name)
+        assert len(entry_secret) == SECRET_BYTES
+        return cls(
+            name=name,
+            id=channel_id,
+            key=_derive(entry_secret, _KEY_TAG, channel_id),
+            discovery_key=_derive(entry_secret, _DISCOVERY_TAG, channel_id),
+            kind=OWNED,
         )
 
 

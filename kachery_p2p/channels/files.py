@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from kachery_p2p.channels.channel import SharedChannel, check_channel_name, parse_secret
+from kachery_p2p.channels.channel import Channel, check_channel_name, parse_secret
 from kachery_p2p.channels.channel_file import (
     KIND,
     SECRET_ENV,
@@ -93,14 +93,14 @@ def share_list(config_dir: str) -> list[str]:
     return [channel.id for channel in joined(config_dir) if channel.shared_list]
 
 
-def load_channel(config_dir: str, name: str) -> SharedChannel:
+def load_channel(config_dir: str, name: str) -> Channel:
     """The joined channel `name` with its keys.
 
     Raises UnknownChannelError if it was not joined, KeyFileError if its secret is gone
     or open to others, StateCorruptError if secret and id do not belong together.
     """
     known = joined_one(config_dir, name)
-    channel = SharedChannel.derive(_read_secret(config_dir, name), name)
+    channel = Channel.shared(_read_secret(config_dir, name), name)
     if channel.id != known.id:
         raise StateCorruptError(
             f"{secret_path(config_dir, name)} is not the secret of the channel in "
@@ -126,7 +126,7 @@ def join_shared(
     Only the first channel joined enters the share list by itself. Raises WeakSecretError,
     and SecretMismatchError if the channel was joined with another secret.
     """
-    channel = SharedChannel.derive(parse_secret(secret), name)
+    channel = Channel.shared(parse_secret(secret), name)
     with _changing(config_dir):
         others = joined(config_dir)
         for known in others:
@@ -157,7 +157,7 @@ def rekey(config_dir: str, name: str, new_secret: str) -> tuple[str, str]:
     The channel under the new secret is another channel: the caller moves the grants.
     After a power cut between the two files, doing it again mends both.
     """
-    channel = SharedChannel.derive(parse_secret(new_secret), name)
+    channel = Channel.shared(parse_secret(new_secret), name)
     with _changing(config_dir):
         known = joined_one(config_dir, name)
         _write_secret(config_dir, name, new_secret)
@@ -187,7 +187,7 @@ def resolve(
     cwd: str,
     environ: Mapping[str, str],
     announce: Callable[[str], None] | None = None,
-) -> SharedChannel:
+) -> Channel:
     """The channel that `--channel` means, joined if it was not yet.
 
     A channel joined under that name; else the one of cwd/channels/NAME.toml, or of
@@ -239,7 +239,7 @@ def _check_known(
     says = file or ChannelFile(path="", name=known.name, secret_env=known.secret_env)
     secret = says.secret(environ)
     if secret is not None:
-        _check_same(known, SharedChannel.derive(parse_secret(secret), known.name))
+        _check_same(known, Channel.shared(parse_secret(secret), known.name))
     if file is None or (file.bootstrap, file.secret_env) == (known.bootstrap, known.secret_env):
         return
     with _changing(config_dir):
@@ -247,7 +247,7 @@ def _check_known(
         _write(config_dir, now._replace(bootstrap=file.bootstrap, secret_env=file.secret_env))
 
 
-def _check_same(known: Joined, channel: SharedChannel) -> None:
+def _check_same(known: Joined, channel: Channel) -> None:
     # Ids are public, so that comparing them may take any time.
     if known.id != channel.id:
         raise SecretMismatchError(

@@ -16,7 +16,7 @@ import hmac
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.errors import ProtocolError
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import CHANNELS_MAX
@@ -53,7 +53,7 @@ class Meeting(NamedTuple):
         )
 
 
-def proofs_for(channels: Sequence[SharedChannel], role: str, meeting: Meeting) -> list[bytes]:
+def proofs_for(channels: Sequence[Channel], role: str, meeting: Meeting) -> list[bytes]:
     """Proofs that the side in `role` is in these channels, 32 bytes each, in their order."""
     assert len(channels) <= CHANNELS_MAX
     statement = meeting.statement(role)
@@ -61,11 +61,11 @@ def proofs_for(channels: Sequence[SharedChannel], role: str, meeting: Meeting) -
 
 
 def matching(
-    channels: Sequence[SharedChannel],
+    channels: Sequence[Channel],
     received: Sequence[bytes],
     role: str,
     meeting: Meeting,
-) -> tuple[SharedChannel, ...]:
+) -> tuple[Channel, ...]:
     """Those of `channels` that the other side, in `role`, proved with what was `received`.
 
     Padding matches nothing. Takes the same time whichever proof matches: each is

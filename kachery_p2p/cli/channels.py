@@ -76,7 +76,7 @@ def rekey(name: str) -> None:
     What is shared in it stays shared with those who have the new secret, and no longer
     with those who have only the old one.
     """
-    from kachery_p2p.channels.channel import SharedChannel, parse_secret
+    from kachery_p2p.channels.channel import Channel, parse_secret
     from kachery_p2p.channels.files import joined_one
     from kachery_p2p.channels.files import rekey as rekey_channel
 
@@ -89,7 +89,7 @@ def rekey(name: str) -> None:
         )
     with no_daemon() as config_dir:
         old = joined_one(config_dir, name)
-        new = SharedChannel.derive(parse_secret(secret), name)
+        new = Channel.shared(parse_secret(secret), name)
         # The grants first: after a crash in between, doing it again finishes it.
         _move_grants(config_dir, old.id, new.id)
         rekey_channel(config_dir, name, secret)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.channels.membership import Meeting, matching, proofs_for
 from kachery_p2p.errors import (
     KacheryError,
@@ -68,7 +68,7 @@ class Me(NamedTuple):
     """What a handshake needs to know of this node. `random(n)` gives n unpredictable bytes."""
 
     key: NodeKey
-    channels: Sequence[SharedChannel]
+    channels: Sequence[Channel]
     random: Callable[[int], bytes]
 
 
@@ -76,7 +76,7 @@ class Met(NamedTuple):
     """A proved conversation, and what the peer said in the same breath as its last proof."""
 
     conversation: Conversation
-    channels: tuple[SharedChannel, ...]
+    channels: tuple[Channel, ...]
     heard: list[Event]
 
 
@@ -123,7 +123,7 @@ class _Handshake:
         if self._role == DIALLER:
             await self._prove(self._me.channels)
 
-    async def _hear_proofs(self, proofs: tuple[bytes, ...]) -> tuple[SharedChannel, ...]:
+    async def _hear_proofs(self, proofs: tuple[bytes, ...]) -> tuple[Channel, ...]:
         theirs = LISTENER if self._role == DIALLER else DIALLER
         channels = matching(self._me.channels, proofs, theirs, self._meeting())
         if self._role == LISTENER:
@@ -133,7 +133,7 @@ class _Handshake:
             raise NotAMemberError(f"node {self._stream.peer[:16]} is in no channel of ours")
         return channels
 
-    async def _prove(self, channels: Sequence[SharedChannel]) -> None:
+    async def _prove(self, channels: Sequence[Channel]) -> None:
         proofs = proofs_for(channels, self._role, self._meeting())
         padding = self._me.random(PADDING_BYTES)
         await self._stream.send_all(self.conversation.prove(proofs, padding))

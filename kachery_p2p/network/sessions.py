@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.errors import (
     NotAMemberError,
     PeerBusyError,
@@ -45,7 +45,7 @@ class Sessions:
     """The members connected now. `label` and `agent` are what members are told of this node."""
 
     def __init__(self, link: Link, me: Me, book: AddressBook, *, label: str, agent: str) -> None:
-        self.channels: Sequence[SharedChannel] = me.channels
+        self.channels: Sequence[Channel] = me.channels
         self.book = book
         self.problems: dict[NodeId, str] = {}
         self._link = link

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.channels.files import joined, load_channel, resolve
 from kachery_p2p.errors import (
     ConfigError,
@@ -178,7 +178,7 @@ def _prepare(config: NodeConfig, announce: Announce) -> tuple[Parts, NodeKey]:
 
 def _channels(
     config: NodeConfig, announce: Announce
-) -> tuple[tuple[SharedChannel, ...], tuple[str, ...]]:
+) -> tuple[tuple[Channel, ...], tuple[str, ...]]:
     """The channels asked for, joining them if need be, and those joined earlier; whom to dial."""
     for name in config.channels:
         resolve(name, config.config_dir, os.getcwd(), config.environment(), announce)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.network.link import Link
 from kachery_p2p.network.sessions import Sessions
@@ -44,7 +44,7 @@ class Parts:
         self,
         config: NodeConfig,
         node_id: NodeId,
-        channels: Sequence[SharedChannel],
+        channels: Sequence[Channel],
         bootstrap: Sequence[str],
         blobs: BlobStore,
         grants: Grants,

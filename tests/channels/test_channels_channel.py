@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kachery_p2p.channels.channel import (
     SECRET_BYTES,
-    SharedChannel,
+    Channel,
     check_channel_name,
     generate_secret,
     parse_secret,
@@ -30,8 +30,8 @@ def test_secret_id_and_keys_are_those_of_the_vector(vector: dict[str, Any]) -> N
     random = bytes.fromhex(vector["random"])
     assert generate_secret(random) == vector["secret"]
     assert parse_secret(vector["secret"]) == random
-    channel = SharedChannel.derive(random, vector["name"])
-    assert channel == SharedChannel(
+    channel = Channel.shared(random, vector["name"])
+    assert channel == Channel(
         vector["name"],
         vector["id"],
         bytes.fromhex(vector["key"]),
@@ -79,7 +79,7 @@ def test_no_error_repeats_any_of_the_secret(text: str) -> None:
 
 
 def test_a_channel_shows_neither_key_nor_whole_id() -> None:
-    channel = SharedChannel.derive(RANDOM, "lab")
+    channel = Channel.shared(RANDOM, "lab")
     for shown in (repr(channel), str(channel), f"{channel}", repr([channel]), f"{channel!r}"):
         for key in (channel.key, channel.discovery_key):
             assert key.hex() not in shown
@@ -88,7 +88,7 @@ def test_a_channel_shows_neither_key_nor_whole_id() -> None:
 
 
 def test_one_secret_gives_unlike_channels_under_unlike_names() -> None:
-    lab, other = (SharedChannel.derive(RANDOM, name) for name in ("lab", "Lab"))
+    lab, other = (Channel.shared(RANDOM, name) for name in ("lab", "Lab"))
     derived = [lab.key.hex(), other.key.hex(), lab.id, other.id]
     derived += [lab.discovery_key.hex(), other.discovery_key.hex()]
     assert len(set(derived)) == 6

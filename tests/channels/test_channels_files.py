@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kachery_p2p.channels.channel import SharedChannel, generate_secret, parse_secret
+from kachery_p2p.channels.channel import Channel, generate_secret, parse_secret
 from kachery_p2p.channels.files import (
     join_shared,
     joined,
@@ -40,7 +40,7 @@ ADDRESS = "/ip4/192.0.2.1/tcp/20432/p2p/12D3KooWA"
 
 
 def id_of(secret: str, name: str = "lab") -> str:
-    return SharedChannel.derive(parse_secret(secret), name).id
+    return Channel.shared(parse_secret(secret), name).id
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_joined_channel_is_found_again(config: str) -> None:
     assert made.id == id_of(SECRET)
     assert joined(config) == [made]
     assert made.bootstrap == (ADDRESS,)
-    assert load_channel(config, "lab") == SharedChannel.derive(parse_secret(SECRET), "lab")
+    assert load_channel(config, "lab") == Channel.shared(parse_secret(SECRET), "lab")
 
 
 def test_only_the_first_channel_joined_enters_the_share_list_by_itself(config: str) -> None:

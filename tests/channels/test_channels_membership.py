@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.channels.membership import DIALLER, LISTENER, Meeting, matching, proofs_for
 from kachery_p2p.channels.permissions import (
     ACTIONS,
@@ -29,13 +29,13 @@ MEETING = Meeting(
     bytes.fromhex(VECTORS["meeting"]["listener_nonce"]),
 )
 CHANNELS = {
-    vector["id"]: SharedChannel.derive(bytes.fromhex(vector["random"]), vector["name"])
+    vector["id"]: Channel.shared(bytes.fromhex(vector["random"]), vector["name"])
     for vector in VECTORS["channels"]
 }
 LAB, OTHER, ELSEWHERE, FOURTH = CHANNELS.values()
 
 
-def proof(role: str, meeting: Meeting = MEETING, channel: SharedChannel = LAB) -> list[bytes]:
+def proof(role: str, meeting: Meeting = MEETING, channel: Channel = LAB) -> list[bytes]:
     return proofs_for([channel], role, meeting)
 
 

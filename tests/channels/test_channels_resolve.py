@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kachery_p2p.channels.channel import SharedChannel, generate_secret, parse_secret
+from kachery_p2p.channels.channel import Channel, generate_secret, parse_secret
 from kachery_p2p.channels.channel_file import read_channel_file
 from kachery_p2p.channels.files import (
     join_shared,
@@ -32,7 +32,7 @@ LAB_TOML = 'kind = "shared-secret"\nname = "lab"\n'
 
 
 def id_of(secret: str, name: str = "lab") -> str:
-    return SharedChannel.derive(parse_secret(secret), name).id
+    return Channel.shared(parse_secret(secret), name).id
 
 
 @pytest.fixture

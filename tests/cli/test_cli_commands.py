@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kachery_p2p.channels.channel import SharedChannel, parse_secret
+from kachery_p2p.channels.channel import Channel, parse_secret
 from kachery_p2p.channels.files import join_shared
 from kachery_p2p.content.uris import parse_uri
 from kachery_p2p.node.config import grants_path
@@ -282,7 +282,7 @@ def test_rekeying_moves_what_is_shared_to_the_new_secret(shell: Shell) -> None:
     rekeyed = shell.run("channel", "rekey", "lab", KACHERY_CHANNEL_SECRET=second.strip())
 
     assert rekeyed.returncode == 0, rekeyed.stderr
-    new = SharedChannel.derive(parse_secret(second), "lab")
+    new = Channel.shared(parse_secret(second), "lab")
     grants = Grants(grants_path(config_dir))
     assert grants.channels_of(parse_uri(uri).content) == (new.id,)
     grants.close()

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.channels.membership import DIALLER, LISTENER, Meeting, proofs_for
 from kachery_p2p.errors import (
     KacheryError,
@@ -38,12 +38,12 @@ from kachery_p2p.wire.codec import FrameDecoder, encode_frame
 from kachery_p2p.wire.conversation import Answer, Conversation, Event, ProofsReceived
 from kachery_p2p.wire.handshake import PADDING_BYTES, Hello, Versions, pad_proofs
 
-LAB = SharedChannel.derive(b"L" * 20, "lab")
-FIELD = SharedChannel.derive(b"F" * 20, "field")
-OTHER_LAB = SharedChannel.derive(b"O" * 20, "lab")
+LAB = Channel.shared(b"L" * 20, "lab")
+FIELD = Channel.shared(b"F" * 20, "field")
+OTHER_LAB = Channel.shared(b"O" * 20, "lab")
 
 
-def me(number: int, *channels: SharedChannel) -> Me:
+def me(number: int, *channels: Channel) -> Me:
     key = NodeKey.generate(bytes([number]) * NODE_KEY_BYTES)
     return Me(key, channels, Random(number).randbytes)
 
@@ -127,9 +127,9 @@ async def quietly(session: Session) -> None:
     ],
 )
 async def test_a_session_is_for_the_channels_that_both_proved(
-    ours: list[SharedChannel],
-    theirs: list[SharedChannel],
-    common: list[SharedChannel],
+    ours: list[Channel],
+    theirs: list[Channel],
+    common: list[Channel],
     autojump_clock: MockClock,
 ) -> None:
     async with a_session(me(1, *ours), me(2, *theirs)) as (_, session, there):
@@ -141,7 +141,7 @@ async def test_a_session_is_for_the_channels_that_both_proved(
 
 @pytest.mark.parametrize("theirs", [[], [FIELD], [OTHER_LAB]])
 async def test_without_a_common_channel_both_end_and_neither_has_a_session(
-    theirs: list[SharedChannel], autojump_clock: MockClock
+    theirs: list[Channel], autojump_clock: MockClock
 ) -> None:
     async with World(seed=1) as world:
         there = Listener(me(2, *theirs))
@@ -184,7 +184,7 @@ class Raw:
         return found
 
 
-async def prove(raw: Raw, who: Me, channels: list[SharedChannel], listener: Me) -> bytes:
+async def prove(raw: Raw, who: Me, channels: list[Channel], listener: Me) -> bytes:
     """The attacker's honest handshake up to its proofs; they are returned, not sent."""
     nonce = who.random(32)
     await raw.stream.send_all(await hello_of(who, nonce=nonce))
@@ -207,7 +207,7 @@ MALLORY = me(3, OTHER_LAB)
 OUTSIDERS = {
     "no channel": [],
     "another secret": [OTHER_LAB],
-    "many secrets": [SharedChannel.derive(bytes([n]) * 20, "lab") for n in range(16)],
+    "many secrets": [Channel.shared(bytes([n]) * 20, "lab") for n in range(16)],
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.errors import PeerRefusedError
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
 from kachery_p2p.limits import (
@@ -29,8 +29,8 @@ from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
 from kachery_p2p.network.simulated_wire import Path
 
-LAB = SharedChannel.derive(b"L" * 20, "lab")
-FIELD = SharedChannel.derive(b"F" * 20, "field")
+LAB = Channel.shared(b"L" * 20, "lab")
+FIELD = Channel.shared(b"F" * 20, "field")
 # In order of their ids, so that tests can say whose dial is kept.
 KEYS = sorted(
     (NodeKey.generate(bytes([n]) * NODE_KEY_BYTES) for n in range(1, 9)), key=lambda k: k.node_id
@@ -41,7 +41,7 @@ NOTICED_S = KEEPALIVE_IDLE_S + KEEPALIVE_S_MAX + 1
 class Node:
     """A node with sessions and nothing else; `stop` and `start` are a crash and a new start."""
 
-    def __init__(self, town: Town, number: int, channels: list[SharedChannel], label: str) -> None:
+    def __init__(self, town: Town, number: int, channels: list[Channel], label: str) -> None:
         self.town = town
         self.key = KEYS[number]
         self.id = self.key.node_id
@@ -98,7 +98,7 @@ class Town:
         self.nursery = nursery
         self.nodes: list[Node] = []
 
-    def node(self, label: str, *channels: SharedChannel) -> Node:
+    def node(self, label: str, *channels: Channel) -> Node:
         node = Node(self, len(self.nodes), list(channels or [LAB]), label)
         self.nodes.append(node)
         return node

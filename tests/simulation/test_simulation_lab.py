@@ -22,7 +22,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import KacheryError
@@ -44,9 +44,9 @@ from kachery_p2p.transfer.sources import Holders
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import read_range_request
 
-LAB = SharedChannel.derive(b"L" * 20, "lab")
-FIELD = SharedChannel.derive(b"F" * 20, "field")
-STRANGERS = SharedChannel.derive(b"S" * 20, "lab")
+LAB = Channel.shared(b"L" * 20, "lab")
+FIELD = Channel.shared(b"F" * 20, "field")
+STRANGERS = Channel.shared(b"S" * 20, "lab")
 # No load may take longer than this, whatever happens to it: find, transfer, and all patience.
 LOAD_S_MAX = 900.0
 SECONDS = 400.0
@@ -55,7 +55,7 @@ SECONDS = 400.0
 class Node:
     """A node that can be killed and started again on the same disk."""
 
-    def __init__(self, lab: Lab, number: int, channels: list[SharedChannel]) -> None:
+    def __init__(self, lab: Lab, number: int, channels: list[Channel]) -> None:
         self.lab = lab
         self.name = f"n{number}"
         self.channels = channels

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.network.discovery import AddressBook
@@ -28,8 +28,8 @@ from kachery_p2p.transfer.fetch import State
 from kachery_p2p.transfer.serve import Server
 from kachery_p2p.transfer.sources import Holders
 
-LAB = SharedChannel.derive(b"L" * 20, "lab")
-FIELD = SharedChannel.derive(b"F" * 20, "field")
+LAB = Channel.shared(b"L" * 20, "lab")
+FIELD = Channel.shared(b"F" * 20, "field")
 
 
 class Disk:
@@ -99,7 +99,7 @@ def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) ->
 class Node:
     """Everything a node is made of but its doors, in the simulated world."""
 
-    def __init__(self, lab: Lab, number: int, label: str, channels: list[SharedChannel]) -> None:
+    def __init__(self, lab: Lab, number: int, label: str, channels: list[Channel]) -> None:
         self.disk: Disk = lab.new_disk(label)
         self.key = NodeKey.generate(bytes([number]) * NODE_KEY_BYTES)
         self.id = self.key.node_id
@@ -127,13 +127,13 @@ class Node:
                 task_status.started()
                 await trio.sleep_forever()
 
-    def store(self, data: bytes, *channels: SharedChannel) -> Stored:
+    def store(self, data: bytes, *channels: Channel) -> Stored:
         """Store and share `data`, in channel lab unless said otherwise."""
         stored = self.disk.blobs.put_bytes(data)
         self.share(stored.content, *channels)
         return stored
 
-    def share(self, content: ContentHash, *channels: SharedChannel) -> None:
+    def share(self, content: ContentHash, *channels: Channel) -> None:
         self.disk.grants.grant([content], [c.id for c in channels or (LAB,)], "test", 0.0)
 
     async def load(self, stored: Stored, *, root: bool = False) -> bytes:
@@ -157,7 +157,7 @@ class Lab:
         self.new_disk = new_disk
         self.nodes: list[Node] = []
 
-    async def node(self, label: str, *channels: SharedChannel, kind: type[Node] = Node) -> Node:
+    async def node(self, label: str, *channels: Channel, kind: type[Node] = Node) -> Node:
         node = kind(self, len(self.nodes) + 1, label, list(channels or (LAB,)))
         for other in self.nodes[:1]:
             node.book.add(other.id, other.link.addresses, by_user=True)

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.content.hashes import ContentHash, sha1_of
 from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import (
@@ -37,8 +37,8 @@ from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import read_range_request
 
 MIB = CHUNK_BYTES
-FIELD = SharedChannel.derive(b"F" * 20, "field")
-LAB = SharedChannel.derive(b"L" * 20, "lab")
+FIELD = Channel.shared(b"F" * 20, "field")
+LAB = Channel.shared(b"L" * 20, "lab")
 BYTES = hashlib.shake_128(b"download").digest(3 * MIB + 7)
 CONTENT = sha1_of(BYTES)
 

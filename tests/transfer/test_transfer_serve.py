@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.channels.channel import SharedChannel
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.content.hashes import ContentHash, sha1_of
 from kachery_p2p.errors import (
     NotFoundError,
@@ -37,8 +37,8 @@ from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import RangeRequest
 
 MIB = CHUNK_BYTES
-LAB = SharedChannel.derive(b"L" * 20, "lab")
-FIELD = SharedChannel.derive(b"F" * 20, "field")
+LAB = Channel.shared(b"L" * 20, "lab")
+FIELD = Channel.shared(b"F" * 20, "field")
 DATA_BYTES = hashlib.shake_128(b"serve").digest(5 * MIB + 7)
 ABSENT = sha1_of(b"nobody has it")
 
@@ -143,7 +143,7 @@ async def test_absent_not_granted_and_not_proved_cannot_be_told_apart(
 async def test_an_outsider_gets_no_byte_on_any_stream(virtual_clock: MockClock, lab: Any) -> None:
     alice = await lab.node("alice")
     stored = alice.store(DATA_BYTES)
-    mallory = await lab.node("mallory", SharedChannel.derive(b"M" * 20, "lab"))
+    mallory = await lab.node("mallory", Channel.shared(b"M" * 20, "lab"))
     await mallory.link.connect(alice.link.addresses[0])
     stream = await mallory.link.open_stream(alice.id, DATA)
     (answer,) = await ask(stream, range_of(stored))
