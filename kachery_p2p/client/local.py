@@ -31,7 +31,6 @@ def open_store() -> Iterator[BlobStore]:
     It stays open for the next call of this process: opening and closing the index
     takes 3 ms, storing a small value 2 ms.
     """
-    make_config_dir()
     # By process too: locks inherited through a fork may be held by threads that are not.
     name = (os.getpid(), settings.storage_dir(), os.path.join(settings.state_dir(), "index.db"))
     kept = _kept.get(name)
@@ -39,6 +38,7 @@ def open_store() -> Iterator[BlobStore]:
         _close(name)
         kept = None
     if kept is None:
+        make_config_dir()
         kept = _kept.setdefault(name, _open(*name[1:]))
         for other in list(_kept)[:-KEPT_STORES_MAX]:
             _close(other)

@@ -1,6 +1,6 @@
-"""Progress of a load, for people: a line on a terminal, a bar in a notebook, else nothing.
+"""Progress, for people: a line on a terminal, a bar in a notebook, else nothing.
 
-It never breaks a load: whatever goes wrong here ends the showing, not the loading.
+It never breaks a load or a store: whatever goes wrong here ends the showing, not the work.
 """
 
 from __future__ import annotations
@@ -10,23 +10,29 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kachery_p2p.client.wording import human_bytes, human_seconds, printable
 
+if TYPE_CHECKING:
+    from typing import Self
+
 # What takes no longer than this is not worth a line.
 QUIET_S = 1.0
+# Nobody reads faster; and ten thousand small files a second would be slowed down by it.
+SHOWN_EVERY_S = 0.1
 
 
 class Reporter:
-    """Told how far the daemon is; shows it once the load has taken more than a second."""
+    """Told how far it is; shows it once it has taken more than a second."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
+        self._next_s = QUIET_S
         self._shown: _Line | _Bar | None = None
         self._silent = False
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -35,10 +41,11 @@ class Reporter:
                 self._shown.close()
 
     def tell(self, update: dict[str, Any]) -> None:
-        """One update of the daemon's."""
+        """One update, as the daemon sends them."""
         elapsed_s = time.monotonic() - self._started_s
-        if self._silent or elapsed_s < QUIET_S or update.get("bytes") is None:
+        if self._silent or elapsed_s < self._next_s or update.get("bytes") is None:
             return
+        self._next_s = elapsed_s + SHOWN_EVERY_S
         try:
             if self._shown is None:
                 self._shown = _choose()
@@ -48,6 +55,19 @@ class Reporter:
                 self._shown.show(update, elapsed_s)
         except Exception:
             self._silent = True
+
+
+class StoreReporter(Reporter):
+    """A Reporter of our own storing: called with each further number of bytes taken."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self._bytes = 0
+
+    def __call__(self, count: int) -> None:
+        self._bytes += count
+        self.tell({"bytes": self._bytes, "size": max(self._size, self._bytes)})
 
 
 def _choose() -> _Line | _Bar | None:
@@ -60,7 +80,8 @@ class _Line:
     """One line on the terminal, written over again and wiped in the end."""
 
     def show(self, update: dict[str, Any], elapsed_s: float) -> None:
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        # 0 is what a terminal says that was never told its size.
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         sys.stderr.write("\r\x1b[K" + describe(update, elapsed_s)[: width - 1])
         sys.stderr.flush()
 
@@ -79,7 +100,8 @@ class _Bar:
 
     def show(self, update: dict[str, Any], elapsed_s: float) -> None:
         self._bar.total = update.get("size")
-        self._bar.set_description_str(_serving(update.get("sources") or []), refresh=False)
+        if "sources" in update:
+            self._bar.set_description_str(_serving(update["sources"] or []), refresh=False)
         self._bar.update(update["bytes"] - self._bar.n)
 
     def close(self) -> None:

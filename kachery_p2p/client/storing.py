@@ -10,16 +10,18 @@ Four cases, by the daemon that the environment names:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kachery_p2p.client import settings
-from kachery_p2p.client.daemon import Daemon, UnixDaemon, connect, hello
+from kachery_p2p.client.daemon import SOCKET_NAME, Daemon, UnixDaemon, connect, hello
 from kachery_p2p.client.files import Channels, find_local, open_stored
 from kachery_p2p.client.local import open_store
+from kachery_p2p.client.progress import StoreReporter
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.uris import Uri, check_label, format_uri
 from kachery_p2p.errors import (
@@ -52,7 +54,13 @@ class Shared(NamedTuple):
 def store_path(path: str, label: str | None, channels: Channels) -> str:
     """Store a copy of the file at `path`; its URI. No label means the file's own name."""
     label = label_of(path, label)
-    return _store(lambda store: store.put_file(path), lambda: open_source(path), label, channels)
+    with StoreReporter(_size_of([path])) as progress:
+        return _store(
+            lambda store: store.put_file(path, progress),
+            lambda: open_source(path),
+            label,
+            channels,
+        )
 
 
 def store_value(data: bytes, label: str, channels: Channels) -> str:
@@ -75,6 +83,8 @@ def _store(
     if running is None or _shares_our_store(running):
         with open_store() as store:
             stored = put(store)
+            if running is not None:
+                store.flush_index()
         return _store_here(running, stored, label, channels)
     descriptor = as_descriptor()
     try:
@@ -93,8 +103,9 @@ def store_paths(paths: Sequence[str], channels: Channels) -> list[str | KacheryE
             _path_by_daemon(running, path, label, channels)
             for path, label in zip(paths, labels, strict=True)
         ]
-    with open_store() as store:
-        outcomes = list(store.put_many(paths))
+    with open_store() as store, StoreReporter(_size_of(paths)) as progress:
+        outcomes = list(store.put_many(paths, progress))
+        store.flush_index()
     stored = dict.fromkeys(one.content for one in outcomes if not isinstance(one, KacheryError))
     _share_new(list(stored), channels, running)
     return [
@@ -113,6 +124,7 @@ def link_path(path: str, label: str | None, channels: Channels) -> str:
     running = _running_daemon()
     with open_store() as store:
         stored = store.link_file(path)
+        store.flush_index()
     return _store_here(running, stored, label, channels)
 
 
@@ -122,6 +134,15 @@ def label_of(path: str, label: str | None = None) -> str:
         # "." has a name too; that it is a directory is then what there is to say.
         label = os.path.basename(os.path.abspath(path))
     return check_label(label)
+
+
+def _size_of(paths: Sequence[str]) -> int:
+    """How many bytes there are to store, for the progress; what cannot be read fails later."""
+    size = 0
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            size += os.stat(path).st_size
+    return size
 
 
 def check_channels(channels: Channels) -> None:
@@ -166,7 +187,9 @@ def _as_descriptor(data: bytes) -> int:
 def _uri(content: str, root: str | None, size: int, label: str) -> str:
     """The root belongs into the URI where it says more than the hash: above one chunk."""
     shown = Root.parse(root) if root is not None and size > CHUNK_BYTES else None
-    return format_uri(Uri(ContentHash.parse(content), label, shown))
+    if not isinstance(content, ContentHash):
+        content = ContentHash.parse(content)
+    return format_uri(Uri(content, label, shown))
 
 
 # --- with the daemon --------------------------------------------------------------------
@@ -181,11 +204,22 @@ class Running(NamedTuple):
 
 def _running_daemon() -> Running | None:
     """The daemon if it answers. One that refuses us is an error before any work is done."""
+    if _there_is_none():
+        return None
     try:
         daemon = connect()
         return Running(daemon, hello(daemon))
     except (DaemonDownError, DaemonTimeoutError):
         return None
+
+
+def _there_is_none() -> bool:
+    """Whether a look is enough to see that no daemon runs: it is quicker than to try."""
+    if settings.daemon_address() is not None:
+        return False
+    socket = settings.daemon_socket() or os.path.join(settings.config_dir(), SOCKET_NAME)
+    # Nobody may look into a directory of another user, whose daemon then refuses us.
+    return not os.path.lexists(socket) and os.access(os.path.dirname(socket), os.X_OK)
 
 
 def _shares_our_store(running: Running) -> bool:
@@ -198,7 +232,9 @@ def _shares_our_store(running: Running) -> bool:
     except OSError:
         # Not made yet: the daemon's exists, so they are one only if they have one name.
         return bool(said["store"] == settings.storage_dir())
-    return (ours.st_dev, ours.st_ino) == (said["store_dev"], said["store_ino"])
+    # A guest of another user's daemon may read its store, but not write there.
+    writable = os.access(settings.storage_dir(), os.W_OK)
+    return writable and (ours.st_dev, ours.st_ino) == (said["store_dev"], said["store_ino"])
 
 
 def _store_here(running: Running | None, stored: Stored, label: str, channels: Channels) -> str:
@@ -209,8 +245,12 @@ def _store_here(running: Running | None, stored: Stored, label: str, channels: C
 def _share_new(contents: list[ContentHash], channels: Channels, running: Running | None) -> None:
     """Share what was just stored, unless it is to be private, or lies where no daemon looks."""
     wished = channels is None or len(channels) > 0
-    if contents and wished and not settings.is_offline():
-        share(contents, channels, running.daemon if running else None)
+    if not contents or not wished or settings.is_offline():
+        return
+    if running is None:
+        _write_down(contents, _wished_ids(channels))
+    else:
+        share(contents, channels, running.daemon)
 
 
 def _path_by_daemon(
@@ -247,12 +287,23 @@ def share(contents: Sequence[str], channels: Channels, daemon: Daemon | None = N
         except (DaemonDownError, DaemonTimeoutError):
             # It went away meanwhile: nothing is lost.
             pass
-    return _write_down(contents, channels)
+    ids = _wished_ids(channels)
+    _write_down(contents, ids)
+    return Shared(len(contents), _names_of(ids or ()), waiting=True)
 
 
 def share_stored(contents: Sequence[str], channels: Channels) -> Shared:
-    """`share` for contents that were stored earlier, by whatever daemon runs."""
+    """`share` for contents that were stored earlier, by whatever daemon runs.
+
+    What this node has never hashed is hashed first: nothing corrupt is granted. Raises
+    NotFoundError, or CorruptObjectError after moving a bad file to quarantine.
+    """
     _check_online()
+    with open_store() as store:
+        for error in store.vouch([ContentHash(content) for content in contents]).values():
+            if error is not None:
+                raise error
+        store.flush_index()
     running = _running_daemon()
     return share(contents, channels, running.daemon if running else None)
 
@@ -297,30 +348,31 @@ def _hand_over(daemon: Daemon, content: str, channels: Channels) -> None:
             daemon.put_blob(content, file)
 
 
-def _write_down(contents: Sequence[str], channels: Channels) -> Shared:
+def _write_down(contents: Sequence[str], ids: Sequence[str] | None) -> None:
     from kachery_p2p.store.shares import Share, append_shares
 
-    config_dir = settings.config_dir()
-    names, ids = _resolve(config_dir, channels)
     listed, now = None if ids is None else tuple(ids), time.time()
-    append_shares(
-        config_dir, [Share(ContentHash(content), listed, WHY, now) for content in contents]
-    )
-    return Shared(len(contents), names, waiting=True)
+    shares = [Share(ContentHash(content), listed, WHY, now) for content in contents]
+    append_shares(settings.config_dir(), shares)
 
 
-def _resolve(config_dir: str, channels: Channels) -> tuple[tuple[str, ...], list[str] | None]:
-    """Names and ids of the channels; ids None while there is none, which means pending."""
+def _wished_ids(channels: Channels) -> list[str] | None:
+    """The ids of the channels wished for; None while there is none, which means pending."""
     from kachery_p2p.channels.files import joined, share_list
 
-    known = {channel.name: channel.id for channel in joined(config_dir)}
     if channels is None:
-        ids = share_list(config_dir)
-        return tuple(name for name, id in known.items() if id in ids), ids or None
+        return share_list(settings.config_dir()) or None
+    known = {channel.name: channel.id for channel in joined(settings.config_dir())}
     for name in channels:
         if name not in known:
             raise UnknownChannelError(
                 f"this node has not joined a channel {name!r}",
                 hint=f"join it with `kachery-p2p start --channel {name}`",
             )
-    return tuple(channels), [known[name] for name in channels]
+    return [known[name] for name in channels]
+
+
+def _names_of(ids: Collection[str]) -> tuple[str, ...]:
+    from kachery_p2p.channels.files import joined
+
+    return tuple(channel.name for channel in joined(settings.config_dir()) if channel.id in ids)

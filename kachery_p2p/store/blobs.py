@@ -11,7 +11,6 @@ are the user's: they are never moved, changed or removed.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -35,7 +34,7 @@ from kachery_p2p.store.durable import DurableDirectories
 from kachery_p2p.store.groups import Group, Item, Outcome
 from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.store.index import Index
-from kachery_p2p.store.intake import Intake, settled_status
+from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
 from kachery_p2p.store.links import Links
 from kachery_p2p.store.listing import Checked, Listed, list_objects
 from kachery_p2p.store.objects import Objects, Opened, Stored, stored, stored_earlier
@@ -77,19 +76,23 @@ class BlobStore:
 
     # --- storing ------------------------------------------------------------------------
 
-    def put_file(self, source: Source) -> Stored:
+    def put_file(self, source: Source, progress: Progress = quietly) -> Stored:
         """Store a copy of the file at a path, or behind a descriptor, which stays open.
 
         At once, without reading it, if it was stored before and has not changed.
-        Raises SourceFileError, SourceChangedError, HashCollisionError or a StoreError.
+        `progress` is told how many more bytes were taken. Raises SourceFileError,
+        SourceChangedError, HashCollisionError or a StoreError.
         """
         with opened_source(source) as fd:
             status, settled = settled_status(fd)
             earlier = stored_earlier(self.directory, self._index, status)
             if earlier is not None:
+                progress(earlier.size)
                 return earlier
-            with self._temp(status.st_size) as temp:
-                kept = self._place_temp(temp, self._intake.take_file(temp.fd, fd, status))
+            with TempFile(self._directories) as temp:
+                self._make_room(status.st_size)
+                manifest = self._intake.take_file(temp.fd, fd, status, progress)
+                kept = self._place_temp(temp, manifest)
         if settled:
             self._remember_source(status, kept)
         return kept
@@ -100,7 +103,8 @@ class BlobStore:
         earlier = stored(self.directory, self._index, manifest.content, manifest.root)
         if earlier is not None:
             return earlier
-        with self._temp(len(data)) as temp:
+        with TempFile(self._directories) as temp:
+            self._make_room(len(data))
             self._intake.take_bytes(temp.fd, data)
             return self._place_temp(temp, manifest)
 
@@ -111,7 +115,8 @@ class BlobStore:
 
         Raises VerificationError, and keeps nothing, if they do not have the SHA-1 `expected`.
         """
-        with self._temp(size) as temp:
+        with TempFile(self._directories) as temp:
+            self._make_room(size)
             manifest = self._intake.take_stream(temp.fd, pieces)
             if expected is not None and manifest.content != expected:
                 raise VerificationError(
@@ -120,29 +125,32 @@ class BlobStore:
                 )
             return self._place_temp(temp, manifest)
 
-    def put_many(self, items: Iterable[Item]) -> Iterator[Outcome]:
+    def put_many(self, items: Iterable[Item], progress: Progress = quietly) -> Iterator[Outcome]:
         """Store many: bytes as content, paths and descriptors as files, when iterated over.
 
         Yields what became of each, in their order: Stored, durable by then, or the error
         for which this one was not. Below 64 each is made durable by itself; from then on
         groups of them share the waits for the disk, and are answered together: what has
         not been answered may have to be stored again after a kill. Raises a StoreError if
-        the store as a whole cannot be written.
+        the store as a whole cannot be written. `progress` is told of files, as in `put_file`.
         """
         items = iter(items)
         first = list(itertools.islice(items, GROUP_OBJECTS_MIN))
         if len(first) < GROUP_OBJECTS_MIN:
-            yield from map(self._put_one, first)
+            for item in first:
+                yield self._put_one(item, progress)
             return
         items = itertools.chain(first, items)
         for item in items:
-            group = Group(self._directories, self._intake, self._placing, self._index)
+            group = Group(self._directories, self._intake, self._placing, self._index, progress)
             yield from group.store(itertools.chain([item], items))
             self._sweep_once()
 
-    def _put_one(self, item: Item) -> Outcome:
+    def _put_one(self, item: Item, progress: Progress) -> Outcome:
         try:
-            return self.put_bytes(item) if isinstance(item, bytes) else self.put_file(item)
+            return (
+                self.put_bytes(item) if isinstance(item, bytes) else self.put_file(item, progress)
+            )
         except KacheryError as error:
             return error
 
@@ -165,28 +173,30 @@ class BlobStore:
         assert partial.complete, "chunks are missing"
         try:
             partial.sync()
-            kept = self._place(partial.data_fd, partial.data_path, manifest)
+            self._placing.place(partial.data_fd, partial.data_path, manifest)
             partial.discard()
-            return kept
+            return self._stored(manifest)
         finally:
             partial.close()
 
-    @contextlib.contextmanager
-    def _temp(self, need: int) -> Iterator[TempFile]:
-        with TempFile(self._directories) as temp:
-            self._intake.check_space(need)
-            self._sweep_once()
-            yield temp
+    def _make_room(self, need: int) -> None:
+        self._intake.check_space(need)
+        self._sweep_once()
 
     def _place_temp(self, temp: TempFile, manifest: Manifest) -> Stored:
-        kept = self._place(temp.fd, temp.path, manifest)
-        # Whether it was renamed or another one stood there: nothing of ours to lose remains.
-        temp.moved = not os.path.lexists(temp.path)
-        return kept
+        temp.moved = self._placing.place(temp.fd, temp.path, manifest)
+        return self._stored(manifest)
 
-    def _place(self, fd: int, path: str, manifest: Manifest) -> Stored:
-        placed = self._placing.place(fd, path, manifest)
-        return Stored(manifest.content, manifest.root, manifest.size, placed)
+    def _stored(self, manifest: Manifest) -> Stored:
+        path = blob_path(self.directory, manifest.content)
+        return Stored(manifest.content, manifest.root, manifest.size, path)
+
+    def flush_index(self) -> None:
+        """Let other processes know what the index of this one knows: they need not hash it."""
+        try:
+            self._index.write_waiting()
+        except StoreError as error:
+            log.warning("the index could not note what was stored: %s", error)
 
     def _remember_source(self, status: os.stat_result, kept: Stored) -> None:
         try:
@@ -229,6 +239,21 @@ class BlobStore:
         CorruptObjectError after moving a bad file to quarantine.
         """
         return self._open(content)[0]
+
+    def vouch(self, contents: Iterable[ContentHash]) -> dict[ContentHash, KacheryError | None]:
+        """For each content, None if it may be granted; else why not.
+
+        It may if this node has hashed the file as it stands; now, if not before. Otherwise
+        it is a NotFoundError, or a CorruptObjectError, whose file is in quarantine by then.
+        """
+        return {content: self._vouched(content) for content in contents}
+
+    def _vouched(self, content: ContentHash) -> KacheryError | None:
+        try:
+            self.open_verified(content).close()
+        except KacheryError as error:
+            return error
+        return None
 
     def local_path(self, content: ContentHash) -> str:
         """A path to load the content from: the object, or a linked file that is verified.

@@ -17,7 +17,8 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from kachery_p2p.errors import (
@@ -48,6 +49,8 @@ class Schema(NamedTuple):
     statements: tuple[str, ...]
     # "FULL": a commit is on disk when it returns. "NORMAL": it survives a killed process only.
     synchronous: str
+    # Statements that make of an older version the next one, by the older one.
+    upgrades: Mapping[int, tuple[str, ...]] = MappingProxyType({})
 
 
 class _Connections(NamedTuple):
@@ -71,23 +74,27 @@ class Database:
 
     def read(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """What `question` answers from one consistent snapshot."""
+        try:
+            return self._asked(question)
+        except (sqlite3.Error, OSError) as error:
+            return self._mended(error, lambda: self._asked(question))
 
-        def ask() -> Answer:
-            connections = self._connections()
-            with connections.reading:
-                return question(connections.reader)
-
-        return self._mended(ask)
+    def _asked(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        connections = self._connections()
+        with connections.reading:
+            return question(connections.reader)
 
     def write(self, change: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """What `change` answers, all of its changes committed, or none."""
+        try:
+            return self._committed(change)
+        except (sqlite3.Error, OSError) as error:
+            return self._mended(error, lambda: self._committed(change))
 
-        def commit() -> Answer:
-            connections = self._connections()
-            with connections.writing, _transaction(connections.writer) as connection:
-                return change(connection)
-
-        return self._mended(commit)
+    def _committed(self, change: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        connections = self._connections()
+        with connections.writing, _transaction(connections.writer) as connection:
+            return change(connection)
 
     def is_current(self) -> bool:
         """False if the file that is open here was removed or replaced since."""
@@ -108,15 +115,12 @@ class Database:
                 connections.reader.close()
                 connections.writer.close()
 
-    def _mended(self, use: Callable[[], Answer]) -> Answer:
-        """`use()`, once more if the file was damaged and could be replaced."""
+    def _mended(self, error: Exception, use: Callable[[], Answer]) -> Answer:
+        """`use()`, after this error, if the damaged file could be replaced; else a typed error."""
         with self._typed_errors():
-            try:
-                return use()
-            except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
-                    raise
-                self._replace_damaged()
+            if not isinstance(error, sqlite3.Error) or not _is_damage(error):
+                raise error
+            self._replace_damaged()
             return use()
 
     def _replace_damaged(self) -> None:
@@ -130,6 +134,8 @@ class Database:
     def _connections(self) -> _Connections:
         if self._pid != os.getpid():
             self._forget_inherited()
+        if (connections := self._open) is not None:
+            return connections
         with self._opening:
             if self._open is None:
                 self._open = self._connect()
@@ -168,10 +174,26 @@ class Database:
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute(f"PRAGMA synchronous = {self._schema.synchronous}")
         if version == 0:
-            with _transaction(writer):
-                for statement in self._schema.statements:
-                    writer.execute(statement)
-                writer.execute(f"PRAGMA user_version = {self._schema.version}")
+            self._run(writer, self._schema.statements)
+        elif version < self._schema.version:
+            self._back_up(writer, version)
+            upgrades = [self._schema.upgrades[n] for n in range(version, self._schema.version)]
+            self._run(writer, [statement for upgrade in upgrades for statement in upgrade])
+
+    def _run(self, writer: sqlite3.Connection, statements: Sequence[str]) -> None:
+        """Bring the file to the schema's version, or leave it as it was."""
+        with _transaction(writer):
+            for statement in statements:
+                writer.execute(statement)
+            writer.execute(f"PRAGMA user_version = {self._schema.version}")
+
+    def _back_up(self, writer: sqlite3.Connection, version: int) -> None:
+        """A copy of the older file as PATH.vN, should somebody go back to the older program."""
+        copy = f"{self.path}.v{version}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(copy)
+        _create_private(copy)
+        writer.execute("VACUUM INTO ?", (copy,))
 
     @contextlib.contextmanager
     def _typed_errors(self) -> Iterator[None]:

@@ -16,8 +16,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kachery_p2p.errors import (
     StorageFailedError,
@@ -29,17 +31,31 @@ from kachery_p2p.errors import (
 if TYPE_CHECKING:
     import ctypes
 
+Answer = TypeVar("Answer")
+
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _DENIED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 
 
-@contextlib.contextmanager
-def writing_to(place: str) -> Iterator[None]:
+class writing_to:
     """Turn what the system says against writing at `place` into the error a user understands."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, place) from error
+
+    # A class, though used as a function: a generator takes 3 us more, four times an object.
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError):
+            raise storage_error(error, self._place) from error
 
 
 def storage_error(error: OSError, place: str) -> StoreError:
@@ -107,19 +123,34 @@ def rename_new(old: str, new: str) -> None:
 
     Where the system cannot do both at once, it looks first.
     """
-    import ctypes
-
-    renameat2 = getattr(_libc(), "renameat2", None)
+    renameat2 = _renameat2()
     if renameat2 is not None:
-        names = ctypes.c_char_p(os.fsencode(old)), ctypes.c_char_p(os.fsencode(new))
+        names = os.fsencode(old), os.fsencode(new)
         if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
             return
-        code = ctypes.get_errno()
+        code = _errno()
         if code not in _NO_NOREPLACE:
             raise OSError(code, os.strerror(code), new)
     if os.path.lexists(new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
     os.rename(old, new)
+
+
+@functools.cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    import ctypes
+
+    call = getattr(_libc(), "renameat2", None)
+    if call is not None:
+        path = ctypes.c_char_p
+        call.argtypes = (ctypes.c_int, path, ctypes.c_int, path, ctypes.c_uint)
+    return call
+
+
+def _errno() -> int:
+    import ctypes
+
+    return ctypes.get_errno()
 
 
 @functools.cache
@@ -186,20 +217,55 @@ def sync_filesystem(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+class Aside(Generic[Answer]):
+    """Work done in a thread, while the `with` waits for the disk; then its `answer`."""
+
+    def __init__(self, work: Callable[[], Answer]) -> None:
+        self._work = work
+        self._done: list[Answer] = []
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
+
+    def __enter__(self) -> Aside[Answer]:
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads to be had: then one after the other
+            self._run()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._done.append(self._work())
+        except BaseException as error:
+            self._failure = error
+
+    def answer(self) -> Answer:
+        """What the work answered. Raises what it failed with."""
+        if self._failure is not None:
+            raise self._failure
+        return self._done[0]
+
+
 def _kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 class Made:
-    """Directories that a group made, or found, and that are not yet synced."""
+    """Directories that were made, or found, and that are not yet synced."""
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
+        # The directories that they are in.
+        self.parents: set[str] = set()
         self.mode_is_right = False
 
 
 class DurableDirectories:
-    """Makes directories below one top, each on disk before anything is put into it.
+    """Makes directories below one top, and syncs each directory that gained one.
 
     A directory that was found, not made, is synced too, once: its maker may have been
     killed, or be a moment behind us, before the entry in the parent was on disk.
@@ -214,37 +280,45 @@ class DurableDirectories:
 
     def make(self, path: str) -> str:
         """`path`, made and durable, with every directory between the top and it."""
-        if path in self._done:
-            return path
-        if path == self.top:
-            self._make_top()
-        else:
-            parent = self.make(os.path.dirname(path))
-            self._make_below(path)
-            sync_directory(parent)
-        if len(self._done) >= self.REMEMBERED_MAX:
-            self._done.clear()
-        self._done.add(path)
+        if path not in self._done:
+            made = Made()
+            self.make_unsynced(path, made)
+            self.sync(made)
         return path
 
+    def sync(self, made: Made) -> None:
+        """Sync what gained an entry when these were `made`: they are durable when it returns.
+
+        All together, after what was put into them: one commit of the journal is enough.
+        """
+        for parent in made.parents:
+            sync_directory(parent)
+        self.now_durable(made)
+
     def make_unsynced(self, path: str, made: Made) -> None:
-        """As `make`, but durable only when the file system was synced: see `now_durable`."""
-        if path in made.paths or path in self._done:
-            return
-        if path == self.top:
-            self.make(path)
-            return
-        self.make_unsynced(os.path.dirname(path), made)
-        # What mkdir makes of the umask and the parent was looked at once for the whole group.
-        if made.mode_is_right:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path)
-        else:
-            made.mode_is_right = self._make_below(path)
-        made.paths.add(path)
+        """As `make`, but durable only after `sync`, or when the file system was synced."""
+        if self.top not in self._done:
+            self._make_top()
+            self._done.add(self.top)
+        missing = []
+        while path not in made.paths and path not in self._done:
+            missing.append(path)
+            path = path[: path.rindex("/")]
+        for new in reversed(missing):
+            # What mkdir makes of the umask and the parent is looked at once for all.
+            if made.mode_is_right:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(new)
+            else:
+                made.mode_is_right = self._make_below(new)
+            made.paths.add(new)
+            made.parents.add(path)
+            path = new
 
     def now_durable(self, made: Made) -> None:
         """The directories `made` unsynced have since been synced with everything else."""
+        if not made.paths:
+            return
         if len(self._done) + len(made.paths) > self.REMEMBERED_MAX:
             self._done.clear()
         self._done |= made.paths

@@ -13,14 +13,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest
 from kachery_p2p.errors import KacheryError, StoreError
 from kachery_p2p.limits import GROUP_BYTES_MAX, GROUP_OBJECTS_MAX
+from kachery_p2p.store.backlog import Remembered, SourceSeen
 from kachery_p2p.store.durable import (
+    Aside,
     DurableDirectories,
     Made,
     storage_error,
@@ -31,8 +33,8 @@ from kachery_p2p.store.durable import (
     writing_to,
 )
 from kachery_p2p.store.hashing import hash_bytes
-from kachery_p2p.store.index import Index, Remembered
-from kachery_p2p.store.intake import Intake, settled_status
+from kachery_p2p.store.index import Index
+from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
 from kachery_p2p.store.objects import Stored, collision, stored, stored_earlier
 from kachery_p2p.store.paths import blob_path
 from kachery_p2p.store.placing import Placing
@@ -58,17 +60,31 @@ class _Written(NamedTuple):
     source: os.stat_result | None
 
 
+class _Found(NamedTuple):
+    """The files of a group under their names: by number what became of each, and what is known."""
+
+    outcomes: dict[int, Outcome]
+    objects: list[Remembered]
+    sources: list[SourceSeen]
+
+
 class Group:
     """One group of objects on its way into the store below `directories.top`."""
 
     def __init__(
-        self, directories: DurableDirectories, intake: Intake, placing: Placing, index: Index
+        self,
+        directories: DurableDirectories,
+        intake: Intake,
+        placing: Placing,
+        index: Index,
+        progress: Progress = quietly,
     ) -> None:
         self._directories = directories
         self._top = directories.top
         self._intake = intake
         self._placing = placing
         self._index = index
+        self._progress = progress
         self._made = Made()
         self._outcomes: dict[int, Outcome] = {}
         self._written: dict[int, _Written] = {}
@@ -88,8 +104,7 @@ class Group:
                 self._write(temps, number, item)
                 if number + 1 == GROUP_OBJECTS_MAX or self._bytes >= GROUP_BYTES_MAX:
                     break
-            # Where there is no such sync, each file was synced when it was written.
-            if self._written and (not temps.synced_at_once or self._synced(temps)):
+            if self._written and self._bytes_synced(temps):
                 self._place(temps)
         for number, other in self._same.items():
             self._outcomes[number] = self._outcomes[other]
@@ -134,10 +149,11 @@ class Group:
         with opened_source(source) as fd:
             status, settled = settled_status(fd)
             if (earlier := stored_earlier(self._top, self._index, status)) is not None:
+                self._progress(earlier.size)
                 return earlier
             self._check_space(status.st_size)
             with temps.create() as temp:
-                manifest = self._intake.take_file(temp.fd, fd, status)
+                manifest = self._intake.take_file(temp.fd, fd, status, self._progress)
                 self._finish(temps, temp.fd)
         return _Written(temp.path, manifest, manifest.root, status if settled else None)
 
@@ -155,16 +171,26 @@ class Group:
         if not temps.synced_at_once:
             sync_file(fd)
 
-    def _synced(self, temps: TempGroup) -> bool:
+    def _bytes_synced(self, temps: TempGroup) -> bool:
+        if not temps.synced_at_once:
+            return True  # each file was synced when it was written
+        with Aside(self._make_directories) as made:
+            synced = self._succeeded(lambda: sync_filesystem(temps.fd))
+        made.answer()
+        return synced
+
+    def _make_directories(self) -> None:
+        for written in self._written.values():
+            # What is wrong with one shows when its file is renamed.
+            with contextlib.suppress(OSError, StoreError):
+                parent = os.path.dirname(self._path(written.manifest))
+                self._directories.make_unsynced(parent, self._made)
+
+    def _succeeded(self, sync: Callable[[], None]) -> bool:
         """True if all is on disk; otherwise that is the outcome of whatever was written."""
         try:
             with writing_to(self._top):
-                if temps.synced_at_once:
-                    sync_filesystem(temps.fd)
-                else:
-                    for directory in self._directories_with_new_entries():
-                        with contextlib.suppress(FileNotFoundError):  # see `_acknowledge`
-                            sync_directory(directory)
+                sync()
         except StoreError as error:
             # Never tried again: the kernel may have dropped the pages that failed.
             self._outcomes |= dict.fromkeys(self._written, error)
@@ -188,32 +214,44 @@ class Group:
             except OSError as error:
                 self._outcomes[number] = storage_error(error, self._top)
         self._written = {number: self._written[number] for number in placed}
-        if self._synced(temps):
-            self._directories.now_durable(self._made)
-            self._acknowledge(placed)
+        with Aside(lambda: self._looked_at(placed)) as looking:
+            synced = self._succeeded(lambda: self._sync_names(temps))
+        found = looking.answer()
+        if not synced:
+            return
+        self._directories.now_durable(self._made)
+        self._outcomes |= found.outcomes
+        try:
+            self._index.note(found.objects, found.sources)
+        except StoreError as error:
+            log.warning("the index could not note a group that was stored: %s", error)
 
-    def _directories_with_new_entries(self) -> list[str]:
+    def _sync_names(self, temps: TempGroup) -> None:
+        if temps.synced_at_once:
+            sync_filesystem(temps.fd)
+            return
         objects = (self._path(written.manifest) for written in self._written.values())
-        return sorted({os.path.dirname(path) for path in (*self._made.paths, *objects)})
+        entered = {os.path.dirname(path) for path in objects}
+        for directory in sorted(self._made.parents | entered):
+            with contextlib.suppress(FileNotFoundError):  # see `_looked_at`
+                sync_directory(directory)
 
-    def _acknowledge(self, placed: dict[int, bool]) -> None:
-        objects, sources = [], []
+    def _looked_at(self, placed: dict[int, bool]) -> _Found:
+        """What may be said, and the index be told, as soon as the names are on disk."""
+        found = _Found({}, [], [])
         for number, (_, manifest, root, source) in self._written.items():
             content, path = manifest.content, self._path(manifest)
             try:
                 status = os.lstat(path)
             except OSError as error:  # removed by somebody, perhaps with its directory
-                self._outcomes[number] = storage_error(error, self._top)
+                found.outcomes[number] = storage_error(error, self._top)
                 continue
-            self._outcomes[number] = Stored(content, root, manifest.size, path)
+            found.outcomes[number] = Stored(content, root, manifest.size, path)
             if placed[number]:
-                objects.append(Remembered(manifest, root, status))
+                found.objects.append(Remembered(content, manifest, root, status))
             if source is not None:
-                sources.append((source, content, root))
-        try:
-            self._index.note(objects, sources)
-        except StoreError as error:
-            log.warning("the index could not note a group that was stored: %s", error)
+                found.sources.append(SourceSeen(source, content, root))
+        return found
 
     def _path(self, manifest: Manifest) -> str:
         return blob_path(self._top, manifest.content)

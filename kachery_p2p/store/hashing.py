@@ -14,7 +14,7 @@ import threading
 from types import TracebackType
 
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.content.manifests import Manifest, ManifestBuilder
+from kachery_p2p.content.manifests import Manifest, ManifestBuilder, manifest_of_chunk
 from kachery_p2p.limits import CHUNK_BYTES, COPY_BUFFERS_MAX
 
 # How much is copied in one call. Below this a thread costs more than it saves.
@@ -160,6 +160,8 @@ def hash_file(fd: int, size: int) -> Manifest:
 def hash_bytes(data: bytes | memoryview) -> Manifest:
     """The manifest of bytes that are in memory."""
     content = ContentHash(hashlib.sha1(data, usedforsecurity=False).hexdigest())
+    if 0 < len(data) <= CHUNK_BYTES:
+        return manifest_of_chunk(content, data)
     chunks = ManifestBuilder()
     view = memoryview(data)
     for offset in range(0, len(data), CHUNK_BYTES):

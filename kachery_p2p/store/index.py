@@ -17,12 +17,20 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.manifests import Manifest, RootObject
-from kachery_p2p.errors import DataFormatError
+from kachery_p2p.content.manifests import (
+    HASH_BYTES,
+    HEADER_BYTES,
+    Manifest,
+    RootObject,
+    chunk_hash,
+)
+from kachery_p2p.errors import DataFormatError, StoreError
+from kachery_p2p.limits import CHUNK_BYTES
+from kachery_p2p.store.backlog import Backlog, Remembered, SourceSeen
 from kachery_p2p.store.database import Database, Schema
+from kachery_p2p.store.sources import same_state
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +38,12 @@ log = logging.getLogger(__name__)
 _FILE = struct.Struct(">QQ")
 _STATE = struct.Struct(">QQQ")
 _MASK = (1 << 64) - 1
+# A root object with one page hash.
+_ONE_PAGE_BYTES = HEADER_BYTES + HASH_BYTES
 _LISTED_AT_ONCE = 1_000
+# Old builds of SQLite take no more values in one statement than 999.
+_ASKED_AT_ONCE = 500
+_MANY_ROOTS = "SELECT content, root FROM objects WHERE content IN "
 
 SCHEMA = Schema(
     version=1,
@@ -46,31 +59,37 @@ SCHEMA = Schema(
 )
 
 
-class Remembered(NamedTuple):
-    """A file with this status was read whole and has the hashes of the manifest."""
-
-    manifest: Manifest
-    root: Root
-    status: os.stat_result
-
-
 class Index:
     """The index at `path`, shared by this user's processes and threads."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._database = Database(path, SCHEMA, _move_aside)
+        self._backlog = Backlog(self._write)
 
     def is_current(self) -> bool:
         """False if somebody removed or replaced the file since it was opened."""
         return self._database.is_current()
 
     def close(self) -> None:
-        """Close the file; a later use opens it again."""
+        """Write what waits and close the file; a later use opens it again."""
+        try:
+            self.write_waiting()
+        except StoreError as error:
+            log.warning("the index could not note what was stored last: %s", error)
         self._database.close()
+
+    def write_waiting(self) -> None:
+        """Tell other processes what this one knows of small objects that it stored just now.
+
+        Without it they hash them for themselves. Raises a StoreError.
+        """
+        self._backlog.write()
 
     def known(self, content: ContentHash, status: os.stat_result) -> RootObject | None:
         """The root object of the file with this `status`, if it is the file we hashed."""
+        if (waiting := self._backlog.object(content)) and same_state(waiting.status, status):
+            return waiting.manifest.root_object
         row = self._one(
             "SELECT root_object, root FROM objects WHERE content = ? AND file = ? AND state = ?",
             (content.raw, *_identity(status)),
@@ -79,6 +98,13 @@ class Index:
 
     def page(self, content: ContentHash, number: int) -> bytes | None:
         """The chunk hashes of page `number` of the pinned manifest, while we hold the file."""
+        if waiting := self._backlog.object(content):
+            return waiting.manifest.pages[number] if number < len(waiting.manifest.pages) else None
+        row = self._one("SELECT root_object FROM objects WHERE content = ?", (content.raw,))
+        if row is None or row[0] is None:
+            return None
+        if only := _only_page(row[0]):
+            return None if number else only
         row = self._one(
             "SELECT hashes FROM pages WHERE content = ? AND number = ?", (content.raw, number)
         )
@@ -86,47 +112,54 @@ class Index:
 
     def pinned_root(self, content: ContentHash) -> Root | None:
         """The root of the bytes that this node has hashed under `content`, now or earlier."""
+        if waiting := self._backlog.object(content):
+            return waiting.root
         row = self._one("SELECT root FROM objects WHERE content = ?", (content.raw,))
         return None if row is None else Root.of_raw(row[0])
 
     def pinned_roots(self, contents: Iterable[ContentHash]) -> dict[ContentHash, Root]:
         """The pinned roots of those of many contents that have one."""
+        self.write_waiting()
+        names = [content.raw for content in contents]
 
         def question(connection: sqlite3.Connection) -> dict[ContentHash, Root]:
             roots = {}
-            for content in contents:
-                query = "SELECT root FROM objects WHERE content = ?"
-                if (row := connection.execute(query, (content.raw,)).fetchone()) is not None:
-                    roots[content] = Root.of_raw(row[0])
+            for at in range(0, len(names), _ASKED_AT_ONCE):
+                some = names[at : at + _ASKED_AT_ONCE]
+                query = f"{_MANY_ROOTS}({','.join('?' * len(some))})"
+                for name, root in connection.execute(query, some):
+                    roots[ContentHash.of_raw(name)] = Root.of_raw(root)
             return roots
 
         return self._database.read(question)
 
     def remember(self, content: ContentHash, status: os.stat_result, manifest: Manifest) -> None:
-        """The file with this `status` was read whole and has the hashes in `manifest`."""
-        self._database.write(
-            lambda connection: _remember(
-                connection, [Remembered(manifest, manifest.root, status)], content
-            )
-        )
+        """The file with this `status` was read whole and has the hashes in `manifest`.
 
-    def note(
-        self,
-        objects: Sequence[Remembered],
-        sources: Sequence[tuple[os.stat_result, ContentHash, Root]] = (),
-    ) -> None:
+        Written at once if hashing it again would take long, else with others, soon.
+        """
+        one = Remembered(content, manifest, manifest.root, status)
+        if manifest.size <= CHUNK_BYTES:
+            self._backlog.add_object(one)
+        else:
+            self.note([one])
+
+    def note(self, objects: list[Remembered], sources: Sequence[SourceSeen] = ()) -> None:
         """As `remember` and `remember_source` for many files, in one commit."""
+        self.write_waiting()
+        self._write(objects, sources)
 
+    def _write(self, objects: list[Remembered], sources: Sequence[SourceSeen]) -> None:
         def change(connection: sqlite3.Connection) -> None:
             _remember(connection, objects)
-            for source in sources:
-                _remember_source(connection, *source)
+            _remember_sources(connection, sources)
 
         if objects or sources:
             self._database.write(change)
 
     def forget(self, content: ContentHash) -> None:
         """The file is gone or bad: it is known no more. Its root stays pinned."""
+        self.write_waiting()
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM pages WHERE content = ?", (content.raw,))
@@ -140,17 +173,24 @@ class Index:
 
     def source_of(self, status: os.stat_result) -> tuple[ContentHash, Root] | None:
         """What was stored from the user's file with this `status`, if it has not changed since."""
+        if (waiting := self._backlog.source(status)) and same_state(waiting.status, status):
+            return waiting.content, waiting.root
         row = self._one(
             "SELECT content, root FROM sources WHERE file = ? AND state = ?", _identity(status)
         )
         return None if row is None else (ContentHash.of_raw(row[0]), Root.of_raw(row[1]))
 
     def remember_source(self, status: os.stat_result, content: ContentHash, root: Root) -> None:
-        """The user's file with this `status` was stored as `content`."""
-        self._database.write(lambda connection: _remember_source(connection, status, content, root))
+        """The user's file with this `status` was stored as `content`. Written as `remember`."""
+        seen = SourceSeen(status, content, root)
+        if status.st_size <= CHUNK_BYTES:
+            self._backlog.add_source(seen)
+        else:
+            self.note([], [seen])
 
     def contents(self) -> Iterator[ContentHash]:
         """The contents whose files are known, in order; what changes meanwhile may be missed."""
+        self.write_waiting()
         last = b""
         while rows := self._contents_after(last):
             yield from (ContentHash.of_raw(row[0]) for row in rows)
@@ -173,37 +213,29 @@ class Index:
         return self._database.read(question)
 
 
-def _remember(
-    connection: sqlite3.Connection,
-    objects: Sequence[Remembered],
-    content: ContentHash | None = None,
-) -> None:
-    """Note the objects, under the name `content` if it is given."""
-    names = [(content or one.manifest.content).raw for one in objects]
-    connection.executemany("DELETE FROM pages WHERE content = ?", ((name,) for name in names))
+def _remember(connection: sqlite3.Connection, objects: list[Remembered]) -> None:
     connection.executemany(
         "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
         (
-            (name, *_identity(one.status), one.root.raw, one.manifest.root_object.encode())
-            for name, one in zip(names, objects, strict=True)
+            (one.content.raw, *_identity(one.status), one.root.raw, _encoded(one.manifest))
+            for one in objects
         ),
     )
     connection.executemany(
-        "INSERT INTO pages VALUES (?, ?, ?)",
+        "INSERT OR REPLACE INTO pages VALUES (?, ?, ?)",
         (
-            (name, number, page)
-            for name, one in zip(names, objects, strict=True)
+            (one.content.raw, number, page)
+            for one in objects
+            if _has_pages(one.manifest)
             for number, page in enumerate(one.manifest.pages)
         ),
     )
 
 
-def _remember_source(
-    connection: sqlite3.Connection, status: os.stat_result, content: ContentHash, root: Root
-) -> None:
-    connection.execute(
+def _remember_sources(connection: sqlite3.Connection, sources: Sequence[SourceSeen]) -> None:
+    connection.executemany(
         "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)",
-        (*_identity(status), content.raw, root.raw),
+        ((*_identity(seen.status), seen.content.raw, seen.root.raw) for seen in sources),
     )
 
 
@@ -215,10 +247,30 @@ def _identity(status: os.stat_result) -> tuple[bytes, bytes]:
     return file, state
 
 
+def _encoded(manifest: Manifest) -> bytes:
+    """What a row holds: the root object, and behind it the page if that has one chunk only.
+
+    So most contents are one row and not two.
+    """
+    encoded = manifest.root_object.encode()
+    return encoded if _has_pages(manifest) else b"".join((encoded, *manifest.pages))
+
+
+def _has_pages(manifest: Manifest) -> bool:
+    return manifest.root_object.chunk_count > 1
+
+
+def _only_page(encoded: bytes) -> bytes | None:
+    """The page behind the root object of a row; None if it is elsewhere, or a bit has flipped."""
+    page = encoded[_ONE_PAGE_BYTES:]
+    return page if page and chunk_hash(page) == encoded[HEADER_BYTES:_ONE_PAGE_BYTES] else None
+
+
 def _sound(encoded: bytes, root: bytes) -> RootObject | None:
     """The root object of a row, or None, so that the file is hashed again, if a bit has flipped."""
     try:
-        root_object = RootObject.decode(encoded)
+        alone = encoded[:_ONE_PAGE_BYTES] if _only_page(encoded) else encoded
+        root_object = RootObject.decode(alone)
     except DataFormatError:
         return None
     return root_object if root_object.root.raw == root else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from kachery_p2p.content.manifests import Manifest
 from kachery_p2p.limits import CHUNK_BYTES
@@ -20,6 +20,14 @@ from kachery_p2p.store.sources import check_unchanged, source_changed, unreadabl
 
 # Below this, a file changed a moment ago is simply read again when it is stored again.
 WORTH_SETTLING_BYTES = 64 << 20
+
+
+# Told of each further so many bytes that were taken.
+Progress = Callable[[int], None]
+
+
+def quietly(count: int) -> None:
+    """Progress that nobody wants to hear of."""
 
 
 class Intake:
@@ -39,7 +47,9 @@ class Intake:
         with writing_to(self._place):
             write_all(target, data, 0)
 
-    def take_file(self, target: int, source: int, status: os.stat_result) -> Manifest:
+    def take_file(
+        self, target: int, source: int, status: os.stat_result, progress: Progress = quietly
+    ) -> Manifest:
         """Copy the file `source`, which had this `status`; what was written.
 
         Raises SourceChangedError if it was written to meanwhile.
@@ -47,15 +57,18 @@ class Intake:
         if status.st_size <= CHUNK_BYTES:
             data = _read_small(source, status)
             self.take_bytes(target, data)
+            progress(len(data))
             return hash_bytes(data)
         with FileHashes(target) as hashes:
             copier = Copier(source, target, self._place)
             while copier.copied < status.st_size:
                 self.check_space(status.st_size - copier.copied)
-                if not copier.step(status.st_size):
+                count = copier.step(status.st_size)
+                if not count:
                     raise source_changed()
                 with writing_to(self._place):
                     hashes.grown(copier.copied)
+                progress(count)
             check_unchanged(status, source)
             with writing_to(self._place):
                 return hashes.finish(copier.copied)

@@ -11,7 +11,6 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
 
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.content.manifests import Manifest
@@ -40,27 +39,30 @@ class Placing:
         self._directories = directories
         self._objects = objects
 
-    def place(self, fd: int, path: str, manifest: Manifest) -> str:
-        """Make the open file at `path` the object; where it is. Durable when it returns.
+    def place(self, fd: int, path: str, manifest: Manifest) -> bool:
+        """Make the open file at `path` the object; durable when it returns.
 
-        If the content stands there already, the file stays at `path`.
+        False if the content stands there already: the file is then still at `path`.
         """
         self._objects.check_pinned(manifest.content, manifest)
         target = blob_path(self._directories.top, manifest.content)
         with writing_to(self._directories.top):
-            parent = self._make_parent(target)
-            with locked_directory(parent) as parent_fd:
+            made = Made()
+            with self._parent(target, made) as parent_fd:
+                placed = self._synced_and_renamed(fd, path, target, manifest)
                 # What stands needs the sync too: its writer may be a moment away from doing so.
-                if self._stands(target, manifest):
-                    sync_open_directory(parent_fd)
-                    return target
-                os.fchmod(fd, 0o444)
-                sync_file(fd)
-                placed = self._renamed(path, target, manifest)
                 sync_open_directory(parent_fd)
-                if placed:
-                    self._objects.remember(manifest.content, os.fstat(fd), manifest)
-        return target
+            self._directories.sync(made)
+            if placed:
+                self._objects.remember(manifest.content, os.fstat(fd), manifest)
+        return placed
+
+    def _synced_and_renamed(self, fd: int, path: str, target: str, manifest: Manifest) -> bool:
+        if os.path.lexists(target) and self._stands(target, manifest):
+            return False
+        os.fchmod(fd, 0o444)
+        sync_file(fd)
+        return self._renamed(path, target, manifest)
 
     def place_unsynced(self, path: str, manifest: Manifest, made: Made) -> bool:
         """Make the synced file at `path` the object; False if the content stands there already.
@@ -99,7 +101,7 @@ class Placing:
         with writing_to(self._directories.top):
             with (
                 contextlib.suppress(FileNotFoundError),
-                locked_directory(os.path.dirname(path)) as parent_fd,
+                LockedDirectory(os.path.dirname(path)) as parent_fd,
             ):
                 if not stat.S_ISDIR((status := os.lstat(path)).st_mode):
                     os.unlink(path)
@@ -112,13 +114,15 @@ class Placing:
                     freed = freed or 0
         return freed
 
-    def _make_parent(self, target: str) -> str:
+    def _parent(self, target: str, made: Made) -> LockedDirectory:
         parent = os.path.dirname(target)
-        self._directories.make(parent)
-        if not os.path.isdir(parent):  # somebody removed it since we last looked
+        try:
+            self._directories.make_unsynced(parent, made)
+            return LockedDirectory(parent)
+        except FileNotFoundError:  # somebody removed it since we last looked
             self._directories.forget()
             self._directories.make(parent)
-        return parent
+            return LockedDirectory(parent)
 
     def _stands(self, target: str, manifest: Manifest) -> bool:
         """True if the very content stands under its name; a bad file there is moved away."""
@@ -139,21 +143,28 @@ class Placing:
         return True
 
 
-@contextlib.contextmanager
-def locked_directory(path: str) -> Iterator[int]:
+class LockedDirectory:
     """A descriptor of the directory; of several writers of one object the others wait.
 
     A courtesy that saves needless renames, so it is given up after a while (anybody who
     may read the directory could hold it) and where directories cannot be locked (NFS).
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        patience_ends = time.monotonic() + INDEX_BUSY_S_MAX
-        while _busy(fd) and time.monotonic() < patience_ends:
-            time.sleep(0.005)
-        yield fd
-    finally:
-        os.close(fd)
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> int:
+        try:
+            patience_ends = time.monotonic() + INDEX_BUSY_S_MAX
+            while _busy(self._fd) and time.monotonic() < patience_ends:
+                time.sleep(0.005)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def _busy(fd: int) -> bool:

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash
 from kachery_p2p.errors import ConfigError, UriError
 from kachery_p2p.limits import CHANNELS_MAX
 from kachery_p2p.store.durable import sync_directory, writing_to
+
+if TYPE_CHECKING:
+    import json
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +65,11 @@ def append_share(
 def append_shares(config_dir: str, shares: Sequence[Share]) -> None:
     """Write down many shares with one fsync; on disk when it returns."""
     text = b"".join(_line(share) for share in shares)
-    with writing_to(config_dir):
-        os.makedirs(config_dir, 0o700, exist_ok=True)
-        with _locked(shares_path(config_dir)) as fd:
-            size = os.fstat(fd).st_size
-            # A line torn by a crash must not swallow the first of ours.
-            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-            _append(fd, b"\n" + text if torn else text)
+    with writing_to(config_dir), _locked(shares_path(config_dir)) as fd:
+        size = os.fstat(fd).st_size
+        # A line torn by a crash must not swallow the first of ours.
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        _append(fd, b"\n" + text if torn else text)
 
 
 def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
@@ -100,8 +102,6 @@ def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
 
 
 def _line(share: Share) -> bytes:
-    import json
-
     channels = None if share.channels is None else list(share.channels)
     fields = {
         "content": share.content,
@@ -109,7 +109,14 @@ def _line(share: Share) -> bytes:
         "why": share.why[:WHY_CHARS_MAX],
         "time": share.time,
     }
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    return _encoder().encode(fields).encode() + b"\n"
+
+
+@functools.cache
+def _encoder() -> json.JSONEncoder:
+    import json
+
+    return json.JSONEncoder(separators=(",", ":"))
 
 
 def _parse(line: bytes) -> Share | None:
@@ -174,8 +181,11 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[int]:
-    new = not os.path.lexists(path)
-    fd = os.open(path, _FLAGS, 0o600)
+    try:
+        fd, new = os.open(path, _FLAGS & ~os.O_CREAT), False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        fd, new = os.open(path, _FLAGS, 0o600), True
     try:
         if os.fstat(fd).st_uid != os.geteuid():
             raise ConfigError(

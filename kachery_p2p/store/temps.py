@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple
+from typing import TypeVar
 
 from kachery_p2p.store.durable import DurableDirectories, syncs_at_once, writing_to
 from kachery_p2p.store.paths import temp_dir
+
+Answer = TypeVar("Answer")
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -30,8 +32,7 @@ class TempFile:
 
     def __enter__(self) -> TempFile:
         with writing_to(self._directories.top):
-            make_temp_dir(self._directories)
-            self.fd = os.open(self.path, _NEW_FILE, 0o600)
+            self.fd = _in_temp_dir(self._directories, lambda: os.open(self.path, _NEW_FILE, 0o600))
             lock(self.fd)
         return self
 
@@ -47,11 +48,26 @@ class TempFile:
         os.close(self.fd)
 
 
-class GroupFile(NamedTuple):
-    """One file of a group, open for writing."""
+class GroupFile:
+    """One new file of a group, closed at the end of the `with`, and removed if that failed."""
 
-    fd: int
-    path: str
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, _NEW_FILE, 0o600)
+
+    def __enter__(self) -> GroupFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self.fd)
+        if error is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
 
 
 class TempGroup:
@@ -69,8 +85,7 @@ class TempGroup:
 
     def __enter__(self) -> TempGroup:
         with writing_to(self._directories.top):
-            make_temp_dir(self._directories)
-            os.mkdir(self.path, 0o700)
+            _in_temp_dir(self._directories, lambda: os.mkdir(self.path, 0o700))
             try:
                 self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
@@ -80,20 +95,10 @@ class TempGroup:
             self.synced_at_once = syncs_at_once(self.fd)
         return self
 
-    @contextlib.contextmanager
-    def create(self) -> Iterator[GroupFile]:
-        """A new file, closed at the end of the `with`, and removed if that failed."""
+    def create(self) -> GroupFile:
+        """A new file, open for writing."""
         self._count += 1
-        path = f"{self.path}/{self._count}"
-        fd = os.open(path, _NEW_FILE, 0o600)
-        try:
-            yield GroupFile(fd, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
+        return GroupFile(f"{self.path}/{self._count}")
 
     def __exit__(
         self,
@@ -105,13 +110,16 @@ class TempGroup:
         os.close(self.fd)
 
 
-def make_temp_dir(directories: DurableDirectories) -> None:
-    """The directory of temporary files, made again if somebody removed it."""
+def _in_temp_dir(directories: DurableDirectories, make: Callable[[], Answer]) -> Answer:
+    """What `make` makes in the directory of temporary files, which somebody may have removed."""
     path = temp_dir(directories.top)
     directories.make(path)
-    if not os.path.isdir(path):
+    try:
+        return make()
+    except FileNotFoundError:
         directories.forget()
         directories.make(path)
+        return make()
 
 
 def remove_group(path: str) -> None:

@@ -24,7 +24,9 @@ PIECES_AHEAD_MAX = 8
 def store_texts(texts: list[str], directory: str) -> dict[str, Any]:
     """Store texts as kachery_p2p does, by its system calls for the object and for shares.log.
 
-    Only the index is left out: it is not synced, and so costs no wait for the disk.
+    In its order too: the directories that gained one are synced last, when a journal has
+    committed them with the object. Only the index is left out: it is not synced, and so
+    costs no wait for the disk.
     """
     began = time.perf_counter()
     os.makedirs(f"{directory}/.tmp")
@@ -74,24 +76,19 @@ def _store(data: bytes, directory: str, temp: str) -> str:
     fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(fd, data)
     place = f"{directory}/sha1"
+    grown = []
     for part in (content[:2], content[2:4], content[4:6]):
-        place = _make(place, part)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{place}/{part}")
+            grown.append(place)
+        place = f"{place}/{part}"
     os.fchmod(fd, 0o444)
     os.fsync(fd)
     os.rename(temp, f"{place}/{content}")
-    _sync(place)
+    for parent in (place, *grown):
+        _sync(parent)
     os.close(fd)
     return content
-
-
-def _make(parent: str, name: str) -> str:
-    path = f"{parent}/{name}"
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        return path
-    _sync(parent)
-    return path
 
 
 def _sync(directory: str) -> None:

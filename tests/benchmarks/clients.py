@@ -30,18 +30,20 @@ def store_file(path: str) -> dict[str, Any]:
 
 
 def store_texts(texts: list[str]) -> dict[str, Any]:
-    """Store texts one by one."""
+    """Store texts one by one. What the first costs more, imports above all, is not counted."""
+    kp.store_text("first")
     began = time.perf_counter()
     uris = [kp.store_text(text) for text in texts]
     return {"uris": uris, "seconds": time.perf_counter() - began}
 
 
 def store_group(texts: list[str]) -> dict[str, Any]:
-    """Store texts as one group, nothing shared."""
-    began = time.perf_counter()
+    """Store texts as one group, nothing shared. Opening the store is not counted."""
     with open_store() as store:
+        store.put_bytes(b"first")
+        began = time.perf_counter()
         stored = list(store.put_many([text.encode() for text in texts]))
-    seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     assert all(isinstance(one, Stored) for one in stored), stored[:3]
     return {"seconds": seconds}
 

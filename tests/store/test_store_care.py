@@ -99,6 +99,48 @@ def test_a_thousand_flipped_bits_are_all_found(quick_path: Path) -> None:
     index.close()
 
 
+def test_nothing_corrupt_is_granted_after_a_thousand_flipped_bits(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody else writes here, so nothing need settle.
+    monkeypatch.setattr(objects, "unsettled_s", lambda status: 0)
+    index = Index(f"{quick_path}/config/index.db")
+    store = BlobStore(f"{quick_path}/store", index, 0)
+    contents = [one.content for one in filled(store, 1_200)]
+    rng = random.Random(2)
+    bad = set(rng.sample(contents, 1_000))
+    for content in sorted(bad):
+        flip_a_bit(blob_path(store.directory, content), rng)
+    missing = sha1_of(b"never stored")
+    vouched = store.vouch([*contents, missing])
+    assert type(vouched.pop(missing)) is NotFoundError
+    assert {content for content, error in vouched.items() if error} == bad
+    assert {type(error) for error in vouched.values()} == {CorruptObjectError, type(None)}
+    assert not any(store.find(content) for content in bad)
+    index.close()
+
+
+def test_what_this_node_has_hashed_is_vouched_for_without_reading_it(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, found = store.put_bytes(b"known").content, sha1_of(b"found")
+    # As an older package, or another user, leaves it.
+    path = Path(blob_path(store.directory, found))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"found")
+    read: list[str] = []
+    really = objects.read_settled
+
+    def read_settled(fd: int, which: str) -> objects.Read | None:
+        read.append(which)
+        return really(fd, which)
+
+    monkeypatch.setattr(objects, "read_settled", read_settled)
+    for _ in range(2):
+        assert store.vouch([known, found]) == {known: None, found: None}
+    assert read == [f"stored as {found}"]
+
+
 def test_rot_that_changes_no_status_is_found_when_asked_to_verify(
     store: BlobStore, index: Index
 ) -> None:

@@ -80,22 +80,21 @@ def test_an_object_is_durable_before_its_name_and_its_name_before_the_answer(
     c = os.path.relpath(c, tmp_path)
     temp = next(call.split()[1] for call in told if "fchmod" in call)
     assert temp.startswith("store/.tmp/")
-    assert [call for call in told if "config" not in call and call != "mkdir store/.tmp"] == [
+    calls = [call for call in told if "config" not in call and call != "mkdir store/.tmp"]
+    # The directories that gained a directory, in any order.
+    assert [*calls[:-4], *sorted(calls[-4:])] == [
         "mkdir store",
         "fsync .",
         "fsync store",
         "mkdir store/sha1",
-        "fsync store",
         f"mkdir {a}",
-        "fsync store/sha1",
         f"mkdir {b}",
-        f"fsync {a}",
         f"mkdir {c}",
-        f"fsync {b}",
         f"fchmod {temp}",
         f"fsync {temp}",
         f"rename {os.path.relpath(stored.path, tmp_path)}",
         f"fsync {c}",
+        *sorted(("fsync store", "fsync store/sha1", f"fsync {a}", f"fsync {b}")),
     ]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kachery_p2p.content.hashes import sha1_of
-from kachery_p2p.errors import StateCorruptError, StateVersionError
+from kachery_p2p.content.hashes import ContentHash, sha1_of
+from kachery_p2p.errors import StateCorruptError, StateVersionError, StorageFailedError
 from kachery_p2p.store.grants import Grants
 
 LAB, CLINIC = "1a" * 32, "c1" * 32
@@ -167,3 +167,93 @@ def test_what_is_removed_is_granted_nowhere_and_waits_for_no_channel(tmp_path: P
     grants.forget(gone)
     assert grants.pending_count() == 0
     grants.close()
+
+
+def test_the_contents_of_a_channel_are_listed_page_by_page(grants: Grants) -> None:
+    contents = sorted(sha1_of(b"%d" % number) for number in range(25))
+    grants.grant(contents, [LAB], "store", 1.0)
+    grants.grant([A], [CLINIC], "store", 1.0)
+    listed: list[str] = []
+    while page := grants.contents(LAB, ContentHash(listed[-1]) if listed else None, 10):
+        assert len(page) <= 10
+        listed += page
+    assert listed == contents
+    assert grants.contents("00" * 32, None, 10) == []
+
+
+def test_a_page_of_contents_is_read_off_an_index(grants: Grants) -> None:
+    plan = grants._rows(
+        "EXPLAIN QUERY PLAN SELECT content FROM grants WHERE channel = ? AND content > ?"
+        " ORDER BY content LIMIT ?",
+        LAB,
+        b"",
+        10,
+    )
+    assert "SEARCH grants USING COVERING INDEX grants_by_channel" in str(plan)
+    assert "TEMP B-TREE" not in str(plan)
+
+
+def test_a_watch_first_finds_that_all_is_unknown_and_then_what_changes(grants: Grants) -> None:
+    watch = grants.watch()
+    assert watch.has_changed()
+    assert watch.take().unknown
+    assert not watch.has_changed()
+    grants.grant([A, B], [LAB, CLINIC], "store", 1.0)
+    assert watch.has_changed()
+    taken = watch.take()
+    assert set(taken.touched) == {(A, LAB), (A, CLINIC), (B, LAB), (B, CLINIC)}
+    assert not taken.unknown
+    grants.revoke([A], LAB)
+    grants.forget(B)
+    grants.grant([C], None, "store", 1.0)
+    taken = watch.take()
+    assert set(taken.touched) == {(A, LAB), (B, LAB), (B, CLINIC)}
+    assert not taken.unknown
+    assert not watch.has_changed()
+
+
+@pytest.mark.parametrize("many", ["pending", "move", "flood"])
+def test_of_many_changes_a_watch_says_that_there_were_some(
+    grants: Grants, many: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kachery_p2p.store.grants.GRANT_CHANGES_MAX", 3)
+    watch = grants.watch()
+    watch.take()
+    if many == "pending":
+        grants.grant_pending([LAB], "share", 1.0)
+    elif many == "move":
+        grants.move(LAB, CLINIC)
+    else:
+        grants.grant([A, B], [LAB, CLINIC], "store", 1.0)
+    assert watch.has_changed()
+    assert watch.take().unknown
+    assert not watch.has_changed()
+
+
+def test_a_watch_notices_what_another_process_changed_and_only_that(
+    grants: Grants, tmp_path: Path
+) -> None:
+    watch = grants.watch()
+    watch.take()
+    other = Grants(str(tmp_path / "state" / "grants.db"))
+    other.grant([A], [LAB], "store", 1.0)
+    assert watch.has_changed()
+    grants.grant([B], [LAB], "store", 1.0)
+    taken = watch.take()
+    assert taken.unknown
+    assert set(taken.touched) == {(B, LAB)}
+    assert not watch.has_changed()
+    other.close()
+
+
+def test_a_change_that_failed_is_not_told(grants: Grants, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = grants.watch()
+    watch.take()
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("kachery_p2p.store.grants._grant_one", fail)
+    with pytest.raises(StorageFailedError):
+        grants.grant([A], [LAB], "store", 1.0)
+    assert not watch.has_changed()

@@ -7,6 +7,7 @@ import hashlib
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,3 +243,16 @@ def test_renaming_never_replaces_a_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert (tmp_path / "new").read_bytes() == b"old"
         with pytest.raises(FileNotFoundError):
             durable.rename_new(f"{tmp_path}/old", f"{tmp_path}/other")
+
+
+def test_a_group_is_stored_where_no_thread_can_be_had(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    items = [b"%d" % number for number in range(70)]
+    stored = [one for one in store.put_many(items) if isinstance(one, Stored)]
+    assert [one.content for one in stored] == [sha1_of(item) for item in items]
+    assert all(store.known(one.content) for one in stored)

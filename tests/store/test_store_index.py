@@ -95,11 +95,30 @@ def test_the_pages_of_a_large_content_are_kept_apart(index: Index, file: Path) -
     assert index.page(CONTENT, 0) == manifest.pages[0]
     assert index.page(CONTENT, 1) == manifest.pages[1]
     index.remember(CONTENT, os.stat(file), MANIFEST)
-    assert index.page(CONTENT, 1) is None
+    for _ in range(2):
+        assert index.page(CONTENT, 0) == MANIFEST.pages[0]
+        assert index.page(CONTENT, 1) is None
+        index.write_waiting()
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1])
+def test_whatever_its_size_a_content_is_known_with_its_pages(
+    index: Index, file: Path, size: int
+) -> None:
+    manifest = hash_bytes(bytes(size))
+    index.remember(manifest.content, os.stat(file), manifest)
+    index.write_waiting()
+    assert index.known(manifest.content, os.stat(file)) == manifest.root_object
+    pages = [index.page(manifest.content, number) for number in range(len(manifest.pages) + 1)]
+    assert pages == [*manifest.pages, None]
+    index.forget(manifest.content)
+    assert index.page(manifest.content, 0) is None
+    assert index.pinned_root(manifest.content) == manifest.root
 
 
 def test_two_processes_share_an_index(index: Index, file: Path, tmp_path: Path) -> None:
     index.remember(CONTENT, os.stat(file), MANIFEST)
+    index.write_waiting()
     code = (
         "import os, sys; from kachery_p2p.store.index import Index;"
         "from kachery_p2p.content.hashes import sha1_of;"
@@ -141,10 +160,12 @@ from kachery_p2p.store.hashing import hash_bytes
 index = Index(sys.argv[1])
 manifest = hash_bytes(b"data")
 index.remember(manifest.content, os.stat("/"), manifest)
+index.write_waiting()
 child = os.fork()
 if not child:
     other = hash_bytes(b"child")
     index.remember(other.content, os.stat("/"), other)
+    index.write_waiting()
     ok = index.pinned_root(manifest.content) == manifest.root
     os._exit(0 if ok else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -194,6 +215,7 @@ def test_a_damaged_index_is_kept_aside_and_begun_anew(
 
 def test_a_flipped_bit_in_a_row_only_costs_a_hashing(index: Index, file: Path) -> None:
     index.remember(CONTENT, os.stat(file), MANIFEST)
+    index.write_waiting()
     for bad in (MANIFEST.root_object.encode()[:-1], bytes([0]), bytes(72)):
         index._database.write(
             lambda connection, bad=bad: connection.execute(  # type: ignore[misc]
