@@ -34,6 +34,7 @@ _CHECKSUM_TAG = b"kp2p-secret-1\0"
 _KEY_TAG = b"kp2p-channel-key/1"
 _ID_TAG = b"kp2p-channel-id/1"
 _DISCOVERY_TAG = b"kp2p-channel-discovery/1"
+_ENTRY_CHECK_TAG = b"kp2p-entry-check/1"
 _NAME_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.-"
 _CREATE_HINT = (
     "generate one with `kachery-p2p channel create NAME --shared`, "
@@ -96,6 +97,14 @@ def check_channel_name(name: str) -> str:
         f"{name[:CHANNEL_NAME_CHARS_MAX]!a} cannot name a channel",
         hint=f"use 1 to {CHANNEL_NAME_CHARS_MAX} of the letters a-z and A-Z, digits, and _ . -",
     )
+
+
+def entry_check(channel_id: str, entry_secret: bytes) -> bytes:
+    """32 bytes that tell whether an entry secret is that of the owned channel, and nothing else.
+
+    The channel's history has them.
+    """
+    return _derive(entry_secret, _ENTRY_CHECK_TAG, channel_id)
 
 
 def generate_secret(random: bytes) -> str:

@@ -6,6 +6,9 @@
     secret_file = "lab.secret"                # or a 0600 file that has it, seen from here
     bootstrap = ["/dns4/node.example.org/tcp/20432/p2p/12D3Koo..."]
 
+An owned channel is entered by invite; a file of `kind = "owned"` may say its `id`, so that
+nobody takes another one for it, and more addresses.
+
 A channel file may lie in a repository and be read by anybody; whoever could write it
 could send this node to other members, so `disk` refuses one that others may change.
 """
@@ -16,7 +19,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kachery_p2p.channels.channel import check_channel_name
+from kachery_p2p.channels.channel import OWNED, check_channel_name
 from kachery_p2p.channels.disk import explaining, read_trusted
 from kachery_p2p.errors import ChannelSecretMissingError, ConfigError
 from kachery_p2p.limits import ADDRESS_CHARS_MAX, BOOTSTRAP_ADDRESSES_MAX
@@ -24,6 +27,7 @@ from kachery_p2p.limits import ADDRESS_CHARS_MAX, BOOTSTRAP_ADDRESSES_MAX
 KIND = "shared-secret"
 SECRET_ENV = "KACHERY_CHANNEL_SECRET"  # noqa: S105 (the name of a variable)
 _ENV_CHARS_MAX = 128
+_ID_CHARS = 64
 
 
 class ChannelFile(NamedTuple):
@@ -34,6 +38,9 @@ class ChannelFile(NamedTuple):
     secret_env: str = SECRET_ENV
     secret_file: str | None = None
     bootstrap: tuple[str, ...] = ()
+    kind: str = KIND
+    # Of an owned channel: its id, or "".
+    id: str = ""
 
     def secret(self, environ: Mapping[str, str]) -> str | None:
         """The secret text from the environment, else from the secret file, else None."""
@@ -103,7 +110,9 @@ def parse_channel_file(text: str, path: str) -> ChannelFile:
         if key not in table:
             raise ConfigError(f"{path} has no {key}")
     checked = {key: _CHECKS[key](value, f"{path}: {key}") for key, value in table.items()}
-    del checked["kind"]
+    for key in _ONLY_SHARED if checked["kind"] == OWNED else _ONLY_OWNED:
+        if key in table:
+            raise ConfigError(f"{path}: a channel of the kind {checked['kind']} has no {key}")
     return ChannelFile(path=path, **checked)
 
 
@@ -140,9 +149,20 @@ def check_secret_env(value: object, where: str) -> str:
 
 
 def _check_kind(value: object, where: str) -> str:
-    if value == KIND:
-        return KIND
-    raise ConfigError(f"{where} is not one that this version knows", hint=f'write "{KIND}"')
+    if value in (KIND, OWNED):
+        return str(value)
+    raise ConfigError(
+        f"{where} is not one that this version knows", hint=f'write "{KIND}" or "{OWNED}"'
+    )
+
+
+def _check_id(value: object, where: str) -> str:
+    if isinstance(value, str) and len(value) == _ID_CHARS and not value.strip("0123456789abcdef"):
+        return value
+    raise ConfigError(
+        f"{where} is not a channel's id, {_ID_CHARS} hex digits",
+        hint="`kachery-p2p channel show NAME` prints it",
+    )
 
 
 def _check_name(value: object, where: str) -> str:
@@ -163,4 +183,7 @@ _CHECKS: dict[str, Callable[[object, str], Any]] = {
     "secret_env": check_secret_env,
     "secret_file": _check_secret_file,
     "bootstrap": check_bootstrap,
+    "id": _check_id,
 }
+_ONLY_SHARED = ("secret_env", "secret_file")
+_ONLY_OWNED = ("id",)

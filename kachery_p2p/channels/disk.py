@@ -60,23 +60,33 @@ def check_private_directory(path: str) -> None:
     _check_private(path, os.lstat(path), 0o700)
 
 
-def read_private(path: str) -> str:
+def read_private(path: str, bytes_max: int = CHANNEL_FILE_BYTES_MAX) -> str:
     """The text of a private file, or FileNotFoundError; KeyFileError if it is not private.
 
     What is not UTF-8 is replaced, and left for whoever parses the text to refuse.
     """
+    return read_private_bytes(path, bytes_max).decode("utf-8", "replace")
+
+
+def read_private_bytes(path: str, bytes_max: int) -> bytes:
+    """The bytes of a private file; raises as `read_private` does."""
     with _opened(path, KeyFileError) as fd:
         _check_private(path, os.fstat(fd), 0o600)
-        return _read_bytes(fd, path).decode("utf-8", "replace")
+        return _read_bytes(fd, path, bytes_max)
 
 
 def write_private(path: str, text: str) -> None:
     """Make or replace `path`, 0600, as a whole and durably."""
+    write_private_bytes(path, text.encode("utf-8"))
+
+
+def write_private_bytes(path: str, data: bytes) -> None:
+    """As `write_private`."""
     temp = os.path.join(os.path.dirname(path), _TEMP_PREFIX + os.urandom(8).hex())
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
-            _write_all(fd, text.encode("utf-8"))
+            _write_all(fd, data)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -189,12 +199,12 @@ def _opened(
         os.close(fd)
 
 
-def _read_bytes(fd: int, path: str) -> bytes:
+def _read_bytes(fd: int, path: str, bytes_max: int = CHANNEL_FILE_BYTES_MAX) -> bytes:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise ConfigError(f"{path} is not a file")
-    data = os.read(fd, CHANNEL_FILE_BYTES_MAX + 1)
-    if len(data) > CHANNEL_FILE_BYTES_MAX:
-        raise ConfigError(f"{path} is longer than {CHANNEL_FILE_BYTES_MAX} bytes")
+    data = os.read(fd, bytes_max + 1)
+    if len(data) > bytes_max:
+        raise ConfigError(f"{path} is longer than {bytes_max} bytes")
     return data
 
 

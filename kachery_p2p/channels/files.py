@@ -1,11 +1,10 @@
-"""The channels that this node has joined: CONFIG/channels/NAME.toml and NAME.secret.
+"""Entering and leaving channels on this node, and what `--channel` means.
 
-NAME.toml is a channel joined: without it NAME.secret is nothing, so joining writes the
-secret first and leaving removes it last. Both are private files, written whole and
-under one lock. The environment and the working directory are given, never read.
+What is joined is in `joined`; owned channels have more files (`owned`), and invites
+(`invite_book`). The environment and the working directory are given, never read.
 
-The client asks here, at each store, with which channels a file is to be shared
-(`share_list`), so nothing but `load_channel` and what joins imports cryptography.
+The client imports this at each store for `share_list`, so nothing but `load_channel` and
+what joins imports cryptography.
 """
 
 from __future__ import annotations
@@ -13,12 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
-from kachery_p2p.channels.channel import Channel, check_channel_name, parse_secret
+from kachery_p2p.channels.channel import (
+    OWNED,
+    Channel,
+    check_channel_name,
+    parse_secret,
+)
 from kachery_p2p.channels.channel_file import (
-    KIND,
     SECRET_ENV,
     ChannelFile,
     check_bootstrap,
@@ -27,70 +29,38 @@ from kachery_p2p.channels.channel_file import (
     is_path,
     read_channel_file,
 )
-from kachery_p2p.channels.disk import (
-    check_private_directory,
-    explaining,
-    locked,
-    make_private_directory,
-    read_private,
-    sweep_temporary,
-    sync_directory,
-    write_private,
+from kachery_p2p.channels.disk import explaining, read_private, sync_directory, write_private
+from kachery_p2p.channels.joined import Joined as Joined
+from kachery_p2p.channels.joined import (
+    changing,
+    history_path,
+    invites_path,
+    pending_path,
+    read_joined,
+    unknown_channel,
+    write_joined,
 )
+from kachery_p2p.channels.joined import channels_dir as channels_dir
+from kachery_p2p.channels.joined import joined as joined
+from kachery_p2p.channels.joined import joined_one as joined_one
+from kachery_p2p.channels.joined import secret_path as secret_path
+from kachery_p2p.channels.joined import share_list as share_list
+from kachery_p2p.channels.joined import state_path as state_path
 from kachery_p2p.errors import (
     ChannelError,
     ChannelSecretMissingError,
     ConfigError,
+    InviteError,
+    KeeperLeavesError,
     KeyFileError,
     SecretMismatchError,
     StateCorruptError,
-    StateVersionError,
-    UnknownChannelError,
     WeakSecretError,
 )
 from kachery_p2p.limits import CHANNELS_MAX
 
-STATE_VERSION = 1
-_HEX_DIGITS = "0123456789abcdef"
-_ID_CHARS = 64
-
-
-class Joined(NamedTuple):
-    """A channel that this node has joined."""
-
-    name: str
-    id: str
-    # Seconds since 1970.
-    joined_at: int
-    # True if `store` shares with this channel when it is not told with which.
-    shared_list: bool
-    # Multiaddrs of members to try first.
-    bootstrap: tuple[str, ...] = ()
-    # The environment variable that may repeat the secret at start.
-    secret_env: str = SECRET_ENV
-    kind: str = KIND
-
-
-# --- what is joined -----------------------------------------------------------------------
-
-
-def joined(config_dir: str) -> list[Joined]:
-    """The channels joined, in the order of joining."""
-    directory = channels_dir(config_dir)
-    with explaining(directory):
-        try:
-            check_private_directory(directory)
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return []
-    found = [_read(config_dir, name[:-5]) for name in names if name.endswith(".toml")]
-    present = [channel for channel in found if channel is not None]
-    return sorted(present, key=lambda channel: (channel.joined_at, channel.name))
-
-
-def share_list(config_dir: str) -> list[str]:
-    """Ids of the channels that a file is shared with when nobody says with which. Light."""
-    return [channel.id for channel in joined(config_dir) if channel.shared_list]
+INVITE_START = "kp2p-invite-"
+_OF_JOINED = (secret_path, history_path, invites_path, pending_path)
 
 
 def load_channel(config_dir: str, name: str) -> Channel:
@@ -100,6 +70,10 @@ def load_channel(config_dir: str, name: str) -> Channel:
     or open to others, StateCorruptError if secret and id do not belong together.
     """
     known = joined_one(config_dir, name)
+    if known.kind == OWNED:
+        from kachery_p2p.channels.owned import load_owned
+
+        return load_owned(config_dir, known)
     channel = Channel.shared(_read_secret(config_dir, name), name)
     if channel.id != known.id:
         raise StateCorruptError(
@@ -127,7 +101,7 @@ def join_shared(
     and SecretMismatchError if the channel was joined with another secret.
     """
     channel = Channel.shared(parse_secret(secret), name)
-    with _changing(config_dir):
+    with changing(config_dir):
         others = joined(config_dir)
         for known in others:
             if known.name == name:
@@ -147,72 +121,144 @@ def join_shared(
             secret_env=check_secret_env(secret_env, "secret_env"),
         )
         _write_secret(config_dir, name, secret)
-        _write(config_dir, new)
+        write_joined(config_dir, new)
     return new
 
 
 def rekey(config_dir: str, name: str, new_secret: str) -> tuple[str, str]:
-    """Replace the secret of a joined channel: its old and its new id.
+    """Replace the secret of a joined shared-secret channel: its old and its new id.
 
     The channel under the new secret is another channel: the caller moves the grants.
     After a power cut between the two files, doing it again mends both.
     """
     channel = Channel.shared(parse_secret(new_secret), name)
-    with _changing(config_dir):
+    with changing(config_dir):
         known = joined_one(config_dir, name)
+        if known.kind == OWNED:
+            raise ChannelError(
+                f"{name} is an owned channel: it has no secret that could be changed",
+                hint=f"`kachery-p2p channel remove {name} NODE` puts a member out",
+            )
         _write_secret(config_dir, name, new_secret)
-        _write(config_dir, known._replace(id=channel.id))
+        write_joined(config_dir, known._replace(id=channel.id))
     return known.id, channel.id
 
 
-def leave(config_dir: str, name: str) -> None:
-    """Forget the channel `name` and its secret; works on damaged files too."""
+def leave(config_dir: str, name: str, *, force: bool = False) -> None:
+    """Forget the channel `name` and all its files; works on damaged ones too.
+
+    KeeperLeavesError if this node has the channel's key, which `force` destroys as well. A
+    channel that this node only waits for is waited for no more.
+    """
     check_channel_name(name)
-    with _changing(config_dir):
-        try:
-            os.unlink(state_path(config_dir, name))
-        except FileNotFoundError:
-            raise _unknown(name)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(secret_path(config_dir, name))
+    with changing(config_dir):
+        paths = [state_path(config_dir, name), *(of(config_dir, name) for of in _OF_JOINED)]
+        if not any(os.path.lexists(path) for path in (paths[0], pending_path(config_dir, name))):
+            raise unknown_channel(name)
+        _forget_key(config_dir, name, force=force)
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         sync_directory(channels_dir(config_dir))
+
+
+def _forget_key(config_dir: str, name: str, *, force: bool) -> None:
+    """KeeperLeavesError if the channel's key is here; with `force` it is here no more."""
+    try:
+        known = read_joined(config_dir, name)
+    except ConfigError:
+        return  # whatever key there is stays: nobody can say which it is
+    if known is None or known.kind != OWNED:
+        return
+    from kachery_p2p.identity import channel_keys
+
+    path = channel_keys.channel_key_path(config_dir, known.id)
+    if not os.path.lexists(path) or _is_kept_elsewhere(config_dir, known):
+        return
+    if not force:
+        raise KeeperLeavesError(
+            f"this node is the keeper of {name}: without it nobody can be let in or removed",
+            hint=f"`kachery-p2p channel export-key {name} FILE` first, for another member to "
+            "import; --force destroys the key for ever",
+        )
+    channel_keys.remove(config_dir, known.id)
+
+
+def _is_kept_elsewhere(config_dir: str, known: Joined) -> bool:
+    """True if the same channel is joined under another name too."""
+    return any(o.id == known.id and o.name != known.name for o in joined(config_dir))
 
 
 # --- from what the user typed to a channel -----------------------------------------------------
 
 
 def resolve(
-    name_or_path: str,
+    asked: str,
     config_dir: str,
     cwd: str,
     environ: Mapping[str, str],
     announce: Callable[[str], None] | None = None,
-) -> Channel:
-    """The channel that `--channel` means, joined if it was not yet.
+    label: str = "",
+) -> Channel | None:
+    """The channel that `--channel` means, joined if it was not yet; None if it is waited for.
 
     A channel joined under that name; else the one of cwd/channels/NAME.toml, or of
-    CONFIG/channel-files/NAME.toml, or of the file given; else one of that name with the
-    secret from the environment. `announce` is told the path of a channel file that
-    was used.
+    CONFIG/channel-files/NAME.toml, or of the file given; else that of an invite, which is
+    remembered until some member has let this node in; else one of that name with the
+    secret from the environment; else a new private one, of which this node is the keeper.
+    `announce` is told the path of a channel file that was used, and what was made.
     """
-    file = _named_file(name_or_path, cwd)
-    name = file.name if file else check_channel_name(name_or_path)
-    known = _read(config_dir, name)
+    tell = announce or (lambda line: None)
+    if asked.lstrip().startswith(INVITE_START):
+        return _resolve_invite(asked, config_dir, tell)
+    file = _named_file(asked, cwd)
+    name = file.name if file else check_channel_name(asked)
+    known = read_joined(config_dir, name)
     if file is None and known is None:
         file = find_channel_file(name, channel_file_dirs(config_dir, cwd))
-    if file is not None and announce is not None:
-        announce(file.path)
-    if known is None:
-        file = file or ChannelFile(path="", name=name)
-        join_shared(config_dir, name, _secret_for(file, environ), file.bootstrap, file.secret_env)
-    else:
+    if file is not None:
+        tell(file.path)
+    if known is not None:
         _check_known(config_dir, known, file, environ)
+    elif file is None and not environ.get(SECRET_ENV):
+        _create(config_dir, name, label, tell)
+    else:
+        file = file or ChannelFile(path="", name=name)
+        secret = _secret_for(file, environ)
+        join_shared(config_dir, name, secret, file.bootstrap, file.secret_env)
     return load_channel(config_dir, name)
 
 
 def channel_file_dirs(config_dir: str, cwd: str) -> tuple[str, ...]:
     """Where a channel file is looked for by its channel's name, in this order."""
     return (os.path.join(cwd, "channels"), os.path.join(config_dir, "channel-files"))
+
+
+def _resolve_invite(text: str, config_dir: str, tell: Callable[[str], None]) -> Channel | None:
+    from kachery_p2p.channels.invite_book import add_pending_join
+    from kachery_p2p.channels.invites import Invite
+    from kachery_p2p.identity.keyring import load_or_create
+
+    invite = Invite.parse(text)
+    for known in joined(config_dir):
+        if known.id == invite.channel_id:
+            return load_channel(config_dir, known.name)
+    invite.check_time(time.time())
+    invite.check_node(load_or_create(config_dir).node_id)
+    add_pending_join(config_dir, invite.name, invite)
+    tell(f"waiting to be let into the channel {invite.name}")
+    return None
+
+
+def _create(config_dir: str, name: str, label: str, tell: Callable[[str], None]) -> None:
+    from kachery_p2p.channels.owned import create_owned
+    from kachery_p2p.identity.keyring import load_or_create
+
+    create_owned(config_dir, name, load_or_create(config_dir), label, time.time())
+    tell(
+        f"created channel {name} (private, owned by this node); invite others with "
+        f"`kachery-p2p channel invite {name}`"
+    )
 
 
 def _named_file(name_or_path: str, cwd: str) -> ChannelFile | None:
@@ -222,6 +268,11 @@ def _named_file(name_or_path: str, cwd: str) -> ChannelFile | None:
 
 
 def _secret_for(file: ChannelFile, environ: Mapping[str, str]) -> str:
+    if file.kind == OWNED:
+        raise InviteError(
+            f"the channel {file.name} is entered by invite, and this node has none",
+            hint="ask an admin of the channel for one, and run `kachery-p2p channel join INVITE`",
+        )
     secret = file.secret(environ)
     if secret is None:
         raise ChannelSecretMissingError(
@@ -236,15 +287,35 @@ def _check_known(
     config_dir: str, known: Joined, file: ChannelFile | None, environ: Mapping[str, str]
 ) -> None:
     """A secret given again must be the same; a file given again may have new addresses."""
-    says = file or ChannelFile(path="", name=known.name, secret_env=known.secret_env)
-    secret = says.secret(environ)
-    if secret is not None:
-        _check_same(known, Channel.shared(parse_secret(secret), known.name))
+    if known.kind == OWNED or (file is not None and file.kind == OWNED):
+        _check_known_owned(known, file, environ)
+    else:
+        says = file or ChannelFile(path="", name=known.name, secret_env=known.secret_env)
+        secret = says.secret(environ)
+        if secret is not None:
+            _check_same(known, Channel.shared(parse_secret(secret), known.name))
     if file is None or (file.bootstrap, file.secret_env) == (known.bootstrap, known.secret_env):
         return
-    with _changing(config_dir):
+    with changing(config_dir):
         now = joined_one(config_dir, known.name)
-        _write(config_dir, now._replace(bootstrap=file.bootstrap, secret_env=file.secret_env))
+        write_joined(config_dir, now._replace(bootstrap=file.bootstrap, secret_env=file.secret_env))
+
+
+def _check_known_owned(known: Joined, file: ChannelFile | None, environ: Mapping[str, str]) -> None:
+    """The file, or a secret that is given, must be about the channel that was joined."""
+    if file is None:
+        # Whoever gives a secret expects those who have it, not a channel that is empty but for us.
+        if environ.get(SECRET_ENV):
+            raise SecretMismatchError(
+                f"{known.name} is an owned channel of this node, and {SECRET_ENV} is set",
+                hint=f"unset {SECRET_ENV} to go on with it, or leave it first with "
+                f"`kachery-p2p channel leave {known.name}`",
+            )
+    elif (file.kind, file.id) not in ((known.kind, known.id), (known.kind, "")):
+        raise ChannelError(
+            f"{file.path} is about another channel than the {known.name} that this node joined",
+            hint="`kachery-p2p channel list` shows ids; join the other one under another name",
+        )
 
 
 def _check_same(known: Joined, channel: Channel) -> None:
@@ -257,49 +328,7 @@ def _check_same(known: Joined, channel: Channel) -> None:
         )
 
 
-# --- the files ----------------------------------------------------------------------------------
-
-
-def channels_dir(config_dir: str) -> str:
-    """The directory of the joined channels."""
-    return os.path.join(config_dir, "channels")
-
-
-def state_path(config_dir: str, name: str) -> str:
-    """Where it says that the channel `name` is joined."""
-    return os.path.join(channels_dir(config_dir), f"{name}.toml")
-
-
-def secret_path(config_dir: str, name: str) -> str:
-    """Where the secret of the joined channel `name` is."""
-    return os.path.join(channels_dir(config_dir), f"{name}.secret")
-
-
-@contextlib.contextmanager
-def _changing(config_dir: str) -> Iterator[None]:
-    """The only process that changes what is joined; the directory exists and is private."""
-    directory = channels_dir(config_dir)
-    with explaining(directory):
-        make_private_directory(directory)
-        check_private_directory(directory)
-        with locked(os.path.join(directory, ".lock")):
-            sweep_temporary(directory)
-            yield
-
-
-def joined_one(config_dir: str, name: str) -> Joined:
-    """What is remembered of the channel `name`; UnknownChannelError if it was not joined."""
-    found = _read(config_dir, check_channel_name(name))
-    if found is None:
-        raise _unknown(name)
-    return found
-
-
-def _unknown(name: str) -> UnknownChannelError:
-    return UnknownChannelError(
-        f"this node has not joined a channel {name}",
-        hint=f"join it with `kachery-p2p start --channel {name}`",
-    )
+# --- secrets ------------------------------------------------------------------------------------
 
 
 def _read_secret(config_dir: str, name: str) -> bytes:
@@ -317,74 +346,3 @@ def _read_secret(config_dir: str, name: str) -> bytes:
 
 def _write_secret(config_dir: str, name: str, secret: str) -> None:
     write_private(secret_path(config_dir, name), secret.strip() + "\n")
-
-
-def _read(config_dir: str, name: str) -> Joined | None:
-    path = state_path(config_dir, name)
-    with explaining(path):
-        try:
-            return _parse(read_private(path), name, path)
-        except FileNotFoundError:
-            return None
-
-
-def _write(config_dir: str, channel: Joined) -> None:
-    bootstrap = "".join(f'    "{address}",\n' for address in channel.bootstrap)
-    # Names, ids and addresses were checked to have no character that TOML would escape.
-    text = (
-        f"version = {STATE_VERSION}\n"
-        f'kind = "{channel.kind}"\n'
-        f'name = "{channel.name}"\n'
-        f'id = "{channel.id}"\n'
-        f"joined_at = {channel.joined_at}\n"
-        f"shared_list = {str(channel.shared_list).lower()}\n"
-        f'secret_env = "{channel.secret_env}"\n'
-        f"bootstrap = [\n{bootstrap}]\n"
-    )
-    write_private(state_path(config_dir, channel.name), text)
-
-
-def _parse(text: str, name: str, path: str) -> Joined:
-    import tomllib  # 13 ms
-
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        raise _corrupt(name, path)
-    version = table.pop("version", None)
-    if type(version) is not int or version < 1:
-        raise _corrupt(name, path)
-    if version > STATE_VERSION:
-        raise StateVersionError(
-            f"{path} was written by a newer kachery-p2p (version {version}, not {STATE_VERSION})",
-            hint="upgrade kachery-p2p on this computer",
-        )
-    try:
-        found = Joined(**table)
-        return _checked(found._replace(bootstrap=check_bootstrap(found.bootstrap, path)), name)
-    except (TypeError, ValueError, ConfigError):
-        raise _corrupt(name, path)
-
-
-def _checked(found: Joined, name: str) -> Joined:
-    """`found` if each field is of its type; else ValueError."""
-    check_secret_env(found.secret_env, "secret_env")
-    sound = (
-        found.kind == KIND
-        and found.name == name == check_channel_name(name)
-        and isinstance(found.id, str)
-        and len(found.id) == _ID_CHARS
-        and not found.id.strip(_HEX_DIGITS)
-        and type(found.joined_at) is int
-        and type(found.shared_list) is bool
-    )
-    if not sound:
-        raise ValueError(name)
-    return found
-
-
-def _corrupt(name: str, path: str) -> StateCorruptError:
-    return StateCorruptError(
-        f"{path} is damaged",
-        hint=f"`kachery-p2p channel leave {name}` removes it; then join again with the secret",
-    )

@@ -57,7 +57,7 @@ def load_or_create(config_dir: str) -> NodeKey:
 def load(config_dir: str) -> NodeKey:
     """The node's key. Raises KeyFileError if it is missing, damaged, or others may read it."""
     path = key_path(config_dir)
-    with _reading_key(path):
+    with reading_key(path):
         check_private(keys_dir(config_dir), os.lstat(keys_dir(config_dir)), 0o700)
         text = read_private(path).decode("ascii", "replace")
     return _parse(text, path)
@@ -66,7 +66,7 @@ def load(config_dir: str) -> NodeKey:
 def _create(config_dir: str) -> None:
     directory = keys_dir(config_dir)
     temp = f"{directory}/{_TEMP_PREFIX}{os.urandom(8).hex()}"
-    with _reading_key(key_path(config_dir)):
+    with reading_key(key_path(config_dir)):
         make_private_directories(config_dir, directory)
         check_private(directory, os.lstat(directory), 0o700)
         key = NodeKey.generate(os.urandom(NODE_KEY_BYTES))
@@ -92,12 +92,13 @@ def _sweep(config_dir: str) -> None:
 
 
 @contextlib.contextmanager
-def _reading_key(path: str) -> Iterator[None]:
+def reading_key(path: str, what: str = "node key") -> Iterator[None]:
+    """Turn what the system says against the key file `path` into a KeyFileError."""
     try:
         yield
     except FileNotFoundError:
         raise KeyFileError(
-            f"there is no node key at {path}", hint="`kachery-p2p start` makes one"
+            f"there is no {what} at {path}", hint="`kachery-p2p start` makes one"
         ) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -105,7 +106,7 @@ def _reading_key(path: str) -> Iterator[None]:
                 f"{path} is a symbolic link", hint="put the real file in its place"
             ) from error
         raise KeyFileError(
-            f"the node key at {path} cannot be used: {(error.strerror or str(error)).lower()}",
+            f"the {what} at {path} cannot be used: {(error.strerror or str(error)).lower()}",
             hint="check the owner and the mode of the configuration directory and its disk",
         ) from error
 

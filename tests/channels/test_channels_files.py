@@ -184,7 +184,7 @@ def test_many_who_join_at_once_agree_on_one_first_channel(config: str) -> None:
         ("version = 1\n", ""),
         ("version = 1", 'version = "1"'),
         ('name = "lab"', 'name = "other"'),
-        ('kind = "shared-secret"', 'kind = "owned"'),
+        ('kind = "shared-secret"', 'kind = "guild"'),
         ('id = "', 'id = "../'),
         ("shared_list = true", 'shared_list = "true"'),
         ("joined_at = ", "joined_at = 1."),
