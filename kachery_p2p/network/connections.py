@@ -131,6 +131,13 @@ class TcpLink:
     def accept(self, protocol: str, handler: StreamHandler) -> None:
         self._handlers[protocol] = handler
 
+    def place_of(self, node: NodeId) -> str:
+        peer = self._peers.get(node)
+        try:
+            return ip_of(peer.connections[-1].tcp) if peer else ""
+        except OSError:
+            return ""
+
     def connected(self) -> frozenset[NodeId]:
         return frozenset(self._peers)
 

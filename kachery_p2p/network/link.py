@@ -16,6 +16,7 @@ from kachery_p2p.identity.keys import NodeId
 # Protocol names on the wire (PROTOCOL.md, "Streams").
 CONTROL = "/kachery-p2p/control/1"
 DATA = "/kachery-p2p/data/1"
+JOIN = "/kachery-p2p/join/1"
 
 
 class Stream(Protocol):
@@ -89,6 +90,9 @@ class Link(Protocol):
 
     async def disconnect(self, node: NodeId) -> None:
         """Drop every connection to `node`. Never raises."""
+
+    def place_of(self, node: NodeId) -> str:
+        """Where a connected node comes from: its IP, or the /64 of it; "" if it has left."""
 
     def connected(self) -> frozenset[NodeId]: ...
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import trio
 
-from kachery_p2p.channels.channel import Channel
+from kachery_p2p.channels.channel import SHARED, Channel
 from kachery_p2p.channels.membership import Meeting, matching, proofs_for
+from kachery_p2p.channels.permissions import may
 from kachery_p2p.errors import (
     KacheryError,
     NotAMemberError,
@@ -38,6 +39,7 @@ from kachery_p2p.limits import (
     REQUEST_S_MAX,
 )
 from kachery_p2p.network.link import Stream
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.wire.conversation import (
     Answer,
     Bye,
@@ -61,6 +63,9 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16
 
+# What is answered before it is known whether the peer is a member.
+EARLY_OPS = frozenset({"history", "entries", "ping"})
+
 Handler = Callable[["Session", dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -68,12 +73,16 @@ class Me(NamedTuple):
     """What a handshake needs to know of this node. `random(n)` gives n unpredictable bytes."""
 
     key: NodeKey
-    channels: Sequence[Channel]
+    memberships: Memberships
     random: Callable[[int], bytes]
 
 
 class Met(NamedTuple):
-    """A proved conversation, and what the peer said in the same breath as its last proof."""
+    """A proved conversation, and what the peer said in the same breath as its last proof.
+
+    `channels` are those whose secret both sides know. Whether the peer is a member of them
+    now is another question, which a session asks anew each time.
+    """
 
     conversation: Conversation
     channels: tuple[Channel, ...]
@@ -121,11 +130,12 @@ class _Handshake:
         if not verify_exchange(self._stream.peer, hello.exchange, hello.exchange_signature):
             raise ProtocolError("an exchange key that its node did not sign")
         if self._role == DIALLER:
-            await self._prove(self._me.channels)
+            await self._prove(self._me.memberships.channels)
 
     async def _hear_proofs(self, proofs: tuple[bytes, ...]) -> tuple[Channel, ...]:
         theirs = LISTENER if self._role == DIALLER else DIALLER
-        channels = matching(self._me.channels, proofs, theirs, self._meeting())
+        ours = self._me.memberships.channels
+        channels = matching(ours, proofs, theirs, self._meeting())
         if self._role == LISTENER:
             # To a stranger too, so that it cannot tell whether it was close.
             await self._prove(channels)
@@ -157,13 +167,23 @@ class _Asked:
 
 
 class Session:
-    """A member, as long as it is connected."""
+    """A node that proved to know the secret of a common channel, as long as it is connected.
 
-    def __init__(self, stream: Stream, met: Met) -> None:
+    Nothing but EARLY_OPS is answered until `judge` was called: both sides first tell each
+    other what they know of who is a member.
+    """
+
+    def __init__(self, stream: Stream, met: Met, memberships: Memberships) -> None:
         self.peer = stream.peer
         self.outgoing = stream.outgoing
-        # Channel ids in which both sides proved membership.
-        self.channels = frozenset(channel.id for channel in met.channels)
+        # The channels whose secret both sides know.
+        self.proved = met.channels
+        self._memberships = memberships
+        self._left: frozenset[str] = frozenset()
+        self._judged = trio.Event()
+        if all(channel.kind == SHARED for channel in self.proved):
+            # Who knows the secret is a member: there is nothing to tell each other.
+            self.judge()
         self.label = ""
         self.addresses: tuple[str, ...] = ()
         self._stream = stream
@@ -181,6 +201,32 @@ class Session:
     def name(self) -> str:
         """How people know this node: its label, and enough of its id to be unique."""
         return f"{self.label} ({self.peer[:8]})" if self.label else self.peer[:16]
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """The ids of the channels in which the peer is a member at this moment."""
+        return frozenset(channel.id for channel in self.proved if self._roles(channel.id))
+
+    def may(self, channel_id: str, action: str) -> bool:
+        """True if the peer may do `action` (`channels.permissions`) in the channel now."""
+        return self.has_proved(channel_id) and may(self._roles(channel_id), action)
+
+    def has_proved(self, channel_id: str) -> bool:
+        """True if the peer knows the channel's secret, member or not."""
+        return any(channel.id == channel_id for channel in self.proved)
+
+    def _roles(self, channel_id: str) -> frozenset[str]:
+        if channel_id in self._left:
+            return frozenset()
+        return self._memberships.roles(self.peer, channel_id)
+
+    def leave(self, channel_id: str) -> None:
+        """The peer has left the channel."""
+        self._left |= {channel_id}
+
+    def judge(self) -> None:
+        """Who is a member is known as well as the two sides know it: requests may be answered."""
+        self._judged.set()
 
     async def request(self, op: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """The checked answer. Of more than PENDING_REQUESTS_MAX at once the later ones wait.
@@ -298,6 +344,8 @@ class Session:
         try:
             if handler is None:
                 raise ProtocolError(f"{request.op} is not offered here")
+            if request.op not in EARLY_OPS:
+                await self._judged.wait()
             return self._conversation.answer(request.id, await handler(self, request.body))
         except PeerError as error:
             return self._conversation.fail(request.id, code_of(error), str(error))

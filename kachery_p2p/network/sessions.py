@@ -8,7 +8,7 @@ dialler the newer. Membership is proved on each stream anew.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,6 +35,7 @@ from kachery_p2p.limits import (
     REQUEST_S_MAX,
 )
 from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import CONTROL, Link, Stream
 from kachery_p2p.network.session import Handler, Me, Session, meet, one_error
 
@@ -44,12 +45,21 @@ log = logging.getLogger(__name__)
 class Sessions:
     """The members connected now. `label` and `agent` are what members are told of this node."""
 
-    def __init__(self, link: Link, me: Me, book: AddressBook, *, label: str, agent: str) -> None:
-        self.channels: Sequence[Channel] = me.channels
+    def __init__(
+        self,
+        link: Link,
+        me: Me,
+        book: AddressBook,
+        histories: Histories,
+        *,
+        label: str,
+        agent: str,
+    ) -> None:
         self.book = book
         self.problems: dict[NodeId, str] = {}
         self._link = link
         self._me = me
+        self._histories = histories
         self._label = _told(label)
         self._agent = _told(agent)
         self._sessions: dict[NodeId, Session] = {}
@@ -58,6 +68,8 @@ class Sessions:
             "members": self._members,
             "ping": _pong,
             "leave": self._leave,
+            "history": histories.hear,
+            "entries": histories.entries,
         }
         self._changed = trio.Event()
         self._dial_now = trio.Event()
@@ -72,14 +84,32 @@ class Sessions:
         """Answer members' requests for `op` with `handler`. To be called before `running`."""
         self._handlers[op] = handler
 
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """The channels of this node."""
+        return self._me.memberships.channels
+
     def all(self) -> tuple[Session, ...]:
         return tuple(self._sessions.values())
 
     def get(self, node: NodeId) -> Session | None:
         return self._sessions.get(node)
 
+    def seek(self, node: NodeId, addresses: Iterable[str]) -> None:
+        """Meet this node, which is known to be a member, as soon as can be."""
+        self.book.add(node, addresses, proved=True)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """The address book has learnt something: dial who is due."""
+        self._dial_now.set()
+
+    def may(self, channel: str, action: str) -> bool:
+        """True if this node itself may do `action` (`channels.permissions`) in the channel."""
+        return self._me.memberships.may(self._me.key.node_id, channel, action)
+
     async def changed(self) -> None:
-        """Wait until a member comes or goes, or a dial fails."""
+        """Wait until a member comes or goes, a dial fails, or who is a member changes."""
         await self._changed.wait()
 
     @property
@@ -90,8 +120,10 @@ class Sessions:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Meet members while inside; leaving ends every session."""
-        async with trio.open_nursery() as nursery:
+        async with self._histories.running(self.all), trio.open_nursery() as nursery:
             self._open = True
+            self._me.memberships.on_change(lambda channel: self._tell_changed())
+            self._me.memberships.on_join(self._joined)
             self._link.accept(CONTROL, self._meet_caller)
             nursery.start_soon(self._dial_for_ever)
             nursery.start_soon(self._refresh_for_ever)
@@ -131,25 +163,39 @@ class Sessions:
 
     async def _converse(self, stream: Stream, met_event: trio.Event | None = None) -> None:
         """The life of one control stream, from the first hello to its end."""
-        session = Session(stream, await meet(stream, self._me))
-        if not self._keep(session):
-            return
-        self._link.admit(stream.peer)
-        if met_event is not None:
-            met_event.set()
+        met = await meet(stream, self._me)
+        session = Session(stream, met, self._me.memberships)
+        # From the moment it is there, so that nobody believes all members to be known.
+        self._greeting += 1
         try:
-            await self._carry(session)
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._welcome, session, met_event)
+                    await session.run(self._handlers)
+                    nursery.cancel_scope.cancel()
         finally:
             self._forget(session)
 
-    async def _carry(self, session: Session) -> None:
-        # From the moment it is there, so that nobody believes all members to be known.
-        self._greeting += 1
-        with one_error():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._get_to_know, session)
-                await session.run(self._handlers)
-                nursery.cancel_scope.cancel()
+    async def _welcome(self, session: Session, met_event: trio.Event | None) -> None:
+        """See that the peer is a member, keep the session, and get to know the peer.
+
+        Raises NotAMemberError, and other PeerErrors.
+        """
+        try:
+            await self._histories.exchange(session)
+            if not session.channels:
+                raise NotAMemberError(f"node {session.peer[:16]} is no member of a channel of ours")
+            if not self._keep(session):
+                session.end()
+                return
+            self._link.admit(session.peer)
+            if met_event is not None:
+                met_event.set()
+            session.judge()
+            await self._get_to_know(session)
+        finally:
+            self._greeting -= 1
+            self._tell_changed()
 
     def _keep(self, session: Session) -> bool:
         """Register the session, or not if a better one to the same peer is there.
@@ -192,9 +238,6 @@ class Sessions:
             await self._ask_for_members(session)
         except PeerError as error:
             log.info("node %s: %s", session.peer[:16], error)
-        finally:
-            self._greeting -= 1
-            self._tell_changed()
 
     async def _ask_for_members(self, session: Session) -> None:
         for channel in sorted(session.channels):
@@ -202,6 +245,12 @@ class Sessions:
             for member in answer["members"]:
                 self.book.add(NodeId.of_raw(member["node"]), member["addresses"])
         self._dial_now.set()
+
+    def _joined(self, channel: Channel) -> None:
+        """Whoever is connected may be in the new channel too: both prove it on a new stream."""
+        for session in self.all():
+            if not session.has_proved(channel.id):
+                session.end()
 
     def _tell_changed(self) -> None:
         self._changed.set()
@@ -235,7 +284,7 @@ class Sessions:
         return {"members": members[:PEERS_MAX]}
 
     async def _leave(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        session.channels = session.channels - {body["channel"]}
+        session.leave(body["channel"])
         self._tell_changed()
         return {}
 
@@ -277,6 +326,8 @@ class Sessions:
         if not met.is_set() and node not in self._sessions:
             self.book.failed(node, trio.current_time(), self._jitter())
             self._tell_changed()
+            # When to try again is known only now.
+            self._dial_now.set()
 
     def _note_problem(self, node: NodeId, error: PeerError) -> None:
         log.info("node %s: %s", node[:16], error)

@@ -31,7 +31,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._links: dict[NodeId, SimulatedLink] = {}
-        self._hosts: dict[NodeId, str] = {}
+        self.hosts: dict[NodeId, str] = {}
         self._directions: dict[tuple[NodeId, NodeId], Direction] = {}
         self._default_path = Path()
         self._draws: dict[str, int] = {}
@@ -56,9 +56,9 @@ class World:
     def link(self, node_id: NodeId) -> SimulatedLink:
         """The node's place in this world; after `crash`, a new one at the old address."""
         if node_id not in self._links:
-            host = str(ip_address("10.0.0.1") + len(self._hosts))
-            self._hosts.setdefault(node_id, host)
-            self._links[node_id] = SimulatedLink(self, node_id, self._hosts[node_id])
+            host = str(ip_address("10.0.0.1") + len(self.hosts))
+            self.hosts.setdefault(node_id, host)
+            self._links[node_id] = SimulatedLink(self, node_id, self.hosts[node_id])
         return self._links[node_id]
 
     def crash(self, node_id: NodeId) -> None:
@@ -129,7 +129,7 @@ class World:
         return next((k for k in self._links.values() if k.host == host and port == PORT), None)
 
     def _set_silent(self, node_id: NodeId, silent: bool) -> None:
-        for other in list(self._hosts):
+        for other in list(self.hosts):
             if other != node_id:
                 self._set_cut(node_id, other, silent)
                 self._set_cut(other, node_id, silent)

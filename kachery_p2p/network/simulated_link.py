@@ -189,6 +189,9 @@ class SimulatedLink:
     def accept(self, protocol: str, handler: StreamHandler) -> None:
         self._handlers[protocol] = handler
 
+    def place_of(self, node: NodeId) -> str:
+        return self.world.hosts[node] if node in self.ends else ""
+
     def connected(self) -> frozenset[NodeId]:
         return frozenset(self.ends)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from kachery_p2p.channels.permissions import PROVIDE, READ
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.content.manifests import RootObject, chunk_length
 from kachery_p2p.errors import (
@@ -91,9 +92,13 @@ class Server:
         """The content asked for, if this member may have it."""
         content = ContentHash.of_raw(body["content"])
         channel = body["channel"]
-        if channel not in session.channels or not self._grants.is_granted(content, channel):
+        if not self._serves(session, channel) or not self._grants.is_granted(content, channel):
             raise _refusal()
         return content
+
+    def _serves(self, session: Session, channel: str) -> bool:
+        """True if, at this moment, the peer may read in the channel and this node provide."""
+        return session.may(channel, READ) and self._sessions.may(channel, PROVIDE)
 
     async def _held(self, session: Session, body: dict[str, Any]) -> RootObject:
         held = await self._root_object(self._granted(session, body))
@@ -173,6 +178,9 @@ class Server:
             await opened.use(await self._held_for(session, request))
             for number in range(request.first, request.first + request.count):
                 data = await opened.read(number)
+                # Whoever is removed from the channel gets not one chunk more.
+                if not self._serves(session, request.channel):
+                    raise _refusal()
                 await send_in_time(stream, request.chunk_frame(number, data), session.noticed)
                 self.bytes_served += len(data)
         except (PeerRefusedError, PeerBusyError) as error:

@@ -19,19 +19,30 @@ from kachery_p2p.errors import ProtocolError
 from kachery_p2p.limits import (
     ADDRESS_CHARS_MAX,
     ADDRESSES_PER_NODE_MAX,
+    ANNOUNCE_PREFIXES_MAX,
+    CHANGE_BYTES_MAX,
+    CHANNEL_ENTRIES_MAX,
     CHUNK_BYTES,
+    ENTRIES_ANSWER_BYTES,
+    ENTRIES_ANSWER_MAX,
+    INDEX_NAMES_MAX,
     LABEL_CHARS_MAX,
+    NOTICE_BYTES_MAX,
     PAGE_CHUNKS_MAX,
     PEERS_MAX,
     RANGE_CHUNKS_MAX,
     REASON_CHARS_MAX,
     ROOT_PAGES_MAX,
 )
+from kachery_p2p.log.forks import FORK_BYTES_MAX
+from kachery_p2p.log.heads import HEAD_BYTES
 from kachery_p2p.wire.codec import Message
 
 HASH_BYTES = 32
 CONTENT_BYTES = 20
 CHANNEL_CHARS = 64
+PREFIX_BYTES = 8
+SEQUENCE_MAX = (1 << 53) - 1
 CHUNKS_MAX = ROOT_PAGES_MAX * PAGE_CHUNKS_MAX
 SIZE_BYTES_MAX = CHUNKS_MAX * CHUNK_BYTES
 # Magic, size, chunk size and SHA-1, then one hash a page (PROTOCOL.md, "Root objects").
@@ -72,6 +83,19 @@ def bytes_of(low: int, high: int) -> Check:
         if isinstance(value, bytes) and low <= len(value) <= high:
             return value
         raise WrongValueError(f"expected {low if low == high else f'{low} to {high}'} bytes")
+
+    return check
+
+
+def packed(item_bytes: int, items_max: int) -> Check:
+    """Items of one length, one after the other."""
+    short = bytes_of(0, item_bytes * items_max)
+
+    def check(value: object) -> bytes:
+        items: bytes = short(value)
+        if len(items) % item_bytes == 0:
+            return items
+        raise WrongValueError(f"expected a multiple of {item_bytes} bytes")
 
     return check
 
@@ -146,6 +170,13 @@ _ADDRESSES = list_of(_address, ADDRESSES_PER_NODE_MAX)
 _LABEL = printable(LABEL_CHARS_MAX)
 _INTRODUCTION: Fields = {"label": _LABEL, "addresses": _ADDRESSES, "agent": _LABEL}
 _MEMBER = _map_of({"node": _HASH, "addresses": _ADDRESSES})
+# Each may be empty: no head yet or none to be told, no fork known, not removed.
+_HISTORY: Fields = {
+    "head": bytes_of(0, HEAD_BYTES),
+    "fork": bytes_of(0, FORK_BYTES_MAX),
+    "notice": bytes_of(0, NOTICE_BYTES_MAX),
+}
+_PREFIXES = packed(PREFIX_BYTES, ANNOUNCE_PREFIXES_MAX)
 _WHERE: Fields = {"channel": _channel, "content": _CONTENT}
 _WHAT: Fields = {**_WHERE, "root": _HASH}
 
@@ -170,6 +201,45 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "page": Operation(
             request={**_WHAT, "number": integer(0, ROOT_PAGES_MAX - 1)},
             answer={"page": bytes_of(HASH_BYTES, HASH_BYTES * PAGE_CHUNKS_MAX)},
+        ),
+        # First bytes of the SHA-1s of what I hold, and of what I hold no more, in a channel. Told
+        # again whenever it changes; `reset` says that nothing told before counts.
+        "announce": Operation(
+            request={
+                "channel": _channel,
+                "seq": integer(0, SEQUENCE_MAX),
+                "reset": _boolean,
+                "add": _PREFIXES,
+                "drop": _PREFIXES,
+            },
+            answer={},
+        ),
+        # Who told you, as a keeper of the channel's index, that they hold this content?
+        "holders": Operation(
+            request=_WHERE,
+            answer={"nodes": list_of(_HASH, INDEX_NAMES_MAX)},
+        ),
+        # What I know of who belongs to an owned channel; the answer is what you know. Told
+        # again whenever it changes.
+        "history": Operation(request={"channel": _channel, **_HISTORY}, answer=_HISTORY),
+        # The entries of your history of an owned channel, from `first` on, as many as fit.
+        "entries": Operation(
+            request={"channel": _channel, "first": integer(0, CHANNEL_ENTRIES_MAX)},
+            answer={"entries": list_of(bytes_of(1, ENTRIES_ANSWER_BYTES), ENTRIES_ANSWER_MAX)},
+        ),
+        # An admin asks the keeper for a change (a signed request, PROTOCOL.md, "Changes").
+        "change": Operation(
+            request={"request": bytes_of(1, CHANGE_BYTES_MAX)},
+            answer={},
+        ),
+        # An owned channel goes on as another one, whose `entries` you may read.
+        "succession": Operation(
+            request={
+                "channel": _channel,
+                "successor": _channel,
+                "head": bytes_of(HEAD_BYTES, HEAD_BYTES),
+            },
+            answer={},
         ),
         "ping": Operation(request={}, answer={}),
         # I no longer serve this channel, and ask nothing in it.

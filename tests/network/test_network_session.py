@@ -32,6 +32,7 @@ from kachery_p2p.limits import (
     PENDING_REQUESTS_MAX,
 )
 from kachery_p2p.network.link import CONTROL, Stream
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.session import Handler, Me, Session, meet
 from kachery_p2p.network.simulated import World
 from kachery_p2p.wire.codec import FrameDecoder, encode_frame
@@ -45,7 +46,7 @@ OTHER_LAB = Channel.shared(b"O" * 20, "lab")
 
 def me(number: int, *channels: Channel) -> Me:
     key = NodeKey.generate(bytes([number]) * NODE_KEY_BYTES)
-    return Me(key, channels, Random(number).randbytes)
+    return Me(key, Memberships(channels), Random(number).randbytes)
 
 
 ALICE, BOB = me(1, LAB), me(2, LAB)
@@ -80,7 +81,7 @@ class Listener:
 
     async def __call__(self, stream: Stream) -> None:
         try:
-            self.session = Session(stream, await meet(stream, self.who))
+            self.session = Session(stream, await meet(stream, self.who), self.who.memberships)
             await self.session.run({"ping": pong, **self.handlers})
         except PeerError as error:
             self.error = error
@@ -103,7 +104,7 @@ async def a_session(
     async with world or World(seed=1) as world:
         there = Listener(listener, handlers)
         async with control_stream(world, dialler, listener, there) as stream:
-            session = Session(stream, await meet(stream, dialler))
+            session = Session(stream, await meet(stream, dialler), dialler.memberships)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(quietly, session)
                 yield world, session, there
@@ -548,7 +549,7 @@ async def test_a_peer_that_falls_silent_is_noticed(autojump_clock: MockClock) ->
     async with World(seed=1) as world:
         there = Listener(BOB)
         async with control_stream(world, ALICE, BOB, there) as stream:
-            session = Session(stream, await meet(stream, ALICE))
+            session = Session(stream, await meet(stream, ALICE), ALICE.memberships)
             world.silence(BOB.key.node_id)
             began = trio.current_time()
             with pytest.raises(PeerTimeoutError):
@@ -560,7 +561,7 @@ async def test_a_suspect_is_asked_at_once(autojump_clock: MockClock) -> None:
     async with World(seed=1) as world:
         there = Listener(BOB)
         async with control_stream(world, ALICE, BOB, there) as stream:
-            session = Session(stream, await meet(stream, ALICE))
+            session = Session(stream, await meet(stream, ALICE), ALICE.memberships)
             world.silence(BOB.key.node_id)
             session.suspect()
             began = trio.current_time()
@@ -606,7 +607,7 @@ async def test_what_was_said_with_the_last_proof_is_not_lost(autojump_clock: Moc
         World(seed=1) as world,
         control_stream(world, ALICE, BOB, prove_and_ask) as stream,
     ):
-        await quietly(Session(stream, await meet(stream, ALICE)))
+        await quietly(Session(stream, await meet(stream, ALICE), ALICE.memberships))
     assert answers == [Answer(2, {})]
 
 

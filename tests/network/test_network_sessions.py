@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from kachery_p2p.channels.channel import Channel
+from kachery_p2p.channels.history import History
 from kachery_p2p.errors import PeerRefusedError
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
 from kachery_p2p.limits import (
@@ -22,7 +23,9 @@ from kachery_p2p.limits import (
     REDIAL_S_MAX,
 )
 from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import CONTROL, Stream
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.multiaddrs import address_of
 from kachery_p2p.network.session import Me, Session
 from kachery_p2p.network.sessions import Sessions
@@ -36,6 +39,10 @@ KEYS = sorted(
     (NodeKey.generate(bytes([n]) * NODE_KEY_BYTES) for n in range(1, 9)), key=lambda k: k.node_id
 )
 NOTICED_S = KEEPALIVE_IDLE_S + KEEPALIVE_S_MAX + 1
+
+
+async def kept(history: History) -> None:
+    """These nodes keep no histories: they are in no owned channel."""
 
 
 class Node:
@@ -64,8 +71,10 @@ class Node:
         for node in known:
             book.add(node.id, [node.address], by_user=True)
         link = self.town.world.link(self.id)
-        me = Me(self.key, self.channels, random)
-        self.sessions = Sessions(link, me, book, label=self.label, agent="test")
+        me = Me(self.key, Memberships(self.channels), random)
+        self.sessions = Sessions(
+            link, me, book, Histories(me, kept), label=self.label, agent="test"
+        )
         self._scope, self._stopped = trio.CancelScope(), trio.Event()
         await self.town.nursery.start(self._run)
 
@@ -295,6 +304,17 @@ async def test_the_end_of_a_node_ends_its_sessions_on_both_sides(autojump_clock:
         await town.until(lambda: not alice.peers, 2)
 
 
+async def test_a_node_that_could_not_be_reached_is_dialled_again_within_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    async with a_town() as town:
+        alice, bob = town.node("alice"), town.node("bob")
+        await alice.start(bob)
+        await town.until(lambda: bob.id in alice.sessions.problems, 30)
+        await bob.start()
+        await town.until(lambda: alice.peers == {"bob"}, 10)
+
+
 # --- members that misbehave ---------------------------------------------------------------------
 
 
@@ -306,8 +326,8 @@ async def raw_member(town: Town, node: Node, target: Node) -> Session:
     await link.connect(target.address)
     stream = await link.open_stream(target.id, CONTROL)
     link.admit(target.id)
-    me = Me(node.key, node.channels, Random(9).randbytes)
-    return Session(stream, await meet(stream, me))
+    me = Me(node.key, Memberships(node.channels), Random(9).randbytes)
+    return Session(stream, await meet(stream, me), me.memberships)
 
 
 async def test_a_member_that_tells_of_ever_more_nodes_is_bounded_and_harms_nobody(

@@ -22,14 +22,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from kachery_p2p.channels.changes import Change, Created, MemberRemoved, MemberSet
 from kachery_p2p.channels.channel import Channel
+from kachery_p2p.channels.history import History
+from kachery_p2p.channels.keeper import Asked, Keeper, self_member
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import KacheryError
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import DATA, Stream
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.session import Me
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
@@ -44,7 +49,8 @@ from kachery_p2p.transfer.sources import Holders
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import read_range_request
 
-LAB = Channel.shared(b"L" * 20, "lab")
+CHANNEL_KEY = NodeKey.generate(b"K" * NODE_KEY_BYTES)
+LAB = Channel.owned(CHANNEL_KEY.node_id, b"L" * 20, "lab")
 FIELD = Channel.shared(b"F" * 20, "field")
 STRANGERS = Channel.shared(b"S" * 20, "lab")
 # No load may take longer than this, whatever happens to it: find, transfer, and all patience.
@@ -65,6 +71,9 @@ class Node:
         self.grants = Grants(str(self.directory / "state" / "grants.db"))
         self.blobs = BlobStore(str(self.directory / "store"), self.index, reserve_bytes=0)
         self.downloads: Downloads | None = None
+        # What the disk has of the channel `lab`: nothing, until a member tells.
+        self.history = History.empty(LAB.id)
+        self.histories: Histories | None = None
         self.lies = False
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
@@ -82,8 +91,10 @@ class Node:
         book = AddressBook(self.key.node_id)
         first = self.lab.nodes[0]
         book.add(first.key.node_id, [first.address], by_user=True)
-        me = Me(self.key, self.channels, self.lab.random.randbytes)
-        sessions = Sessions(link, me, book, label=self.name, agent="simulated")
+        memberships = Memberships(self.channels, [self.history] if LAB in self.channels else [])
+        me = Me(self.key, memberships, self.lab.random.randbytes)
+        self.histories = Histories(me, self._keep)
+        sessions = Sessions(link, me, book, self.histories, label=self.name, agent="simulated")
         server = Server(sessions=sessions, link=link, blobs=self.blobs, grants=self.grants)
         if self.lies:
             Liar(self.lab, sessions, link)
@@ -100,8 +111,11 @@ class Node:
                     self.downloads = downloads
                     task_status.started()
                     await trio.sleep_forever()
-        self.downloads = None
+        self.downloads = self.histories = None
         self._stopped.set()
+
+    async def _keep(self, history: History) -> None:
+        self.history = history
 
     async def crash(self) -> None:
         self.lab.world.crash(self.key.node_id)
@@ -170,6 +184,7 @@ class Lab:
         self.data: dict[str, bytes] = {}
         self.blobs: list[Stored] = []
         self.loaded = self.failed = 0
+        self.expelled: Node | None = None
         self.story: list[str] = []
 
     def tell(self, what: str) -> None:
@@ -191,6 +206,8 @@ class Lab:
         # The first is known to all; the last is nobody's friend.
         self.outsider = Node(self, count, [STRANGERS])
         self.nodes.append(self.outsider)
+        self.keeper = self.nodes[0]
+        self.keeper.history = self._founded()
         self.liar = self.random.choice(self.nodes[1:-1])
         self.liar.lies = True
         for node in self.nodes:
@@ -200,7 +217,16 @@ class Lab:
 
     @property
     def members(self) -> list[Node]:
-        return [node for node in self.nodes if node is not self.outsider]
+        return [node for node in self.nodes if node not in (self.outsider, self.expelled)]
+
+    def _founded(self) -> History:
+        changes: list[Change] = [Created("lab", bytes(32), 32_503_680_000)]
+        changes += [MemberSet(self_member(node.key, node.name)) for node in self.members]
+        signer = Keeper(History.empty(LAB.id), CHANNEL_KEY)
+        return signer.founded([self._asked(change) for change in changes], 1_000_000)
+
+    def _asked(self, change: Change) -> Asked:
+        return change, self.keeper.key.node_id, self.random.randbytes(16)
 
     def _share(self, node: Node) -> None:
         size = self.random.choice([0, 1, 1000, CHUNK_BYTES, 2 * CHUNK_BYTES + 7, 5 * CHUNK_BYTES])
@@ -265,7 +291,9 @@ class Lab:
     async def _misfortunes(self, ends_at: float) -> None:
         while trio.current_time() < ends_at:
             await trio.sleep(self.random.uniform(1, 30))
-            misfortune = self.random.choice([self._crash, self._cut, self._silence, self._reset])
+            misfortune = self.random.choice(
+                [self._crash, self._cut, self._silence, self._reset, self._expel]
+            )
             await misfortune(self.random.choice(self.members), self.random.choice(self.members))
             if self.random.random() < 0.3:
                 self._share(self.random.choice([n for n in self.members if n.downloads]))
@@ -293,6 +321,18 @@ class Lab:
         await trio.sleep(self.random.choice([2, 10, 60]))
         self.world.wake(node.key.node_id)
         self.tell(f"{node.name} wakes")
+
+    async def _expel(self, node: Node, _: Node) -> None:
+        keeper = self.keeper
+        safe = (keeper, self.liar)
+        if self.expelled is not None or node in safe or keeper.histories is None:
+            return
+        self.tell(f"{node.name} is removed from the channel")
+        self.expelled = node
+        change = self._asked(MemberRemoved(node.key.node_id))
+        await keeper.histories.change(
+            LAB.id, lambda now: Keeper(now, CHANNEL_KEY).recorded([change], 2_000_000)
+        )
 
     async def _reset(self, one: Node, other: Node) -> None:
         self.world.break_connections(one.key.node_id, other.key.node_id)
@@ -323,6 +363,20 @@ class Lab:
                 assert node.downloads is not None
                 await self._ask(node, node.downloads, blob, blob.root)
                 assert node.blobs.find(blob.content) or self._was_range(), "not recovered"
+
+        for node in self.members:
+            if LAB in node.channels:
+                assert node.history.head == self.keeper.history.head, node.name
+        await self._refuse_the_expelled()
+
+    async def _refuse_the_expelled(self) -> None:
+        """Whoever was removed gets nothing that was shared afterwards."""
+        node = self.expelled
+        if node is None or node.downloads is None:
+            return
+        self._share(self.keeper)
+        with pytest.raises(KacheryError):
+            await node.downloads.load(self.blobs[-1].content, None, lambda state: None)
 
     def _was_range(self) -> bool:
         return self.story[-1].endswith("range")

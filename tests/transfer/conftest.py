@@ -14,9 +14,12 @@ import trio
 from trio.testing import MockClock
 
 from kachery_p2p.channels.channel import Channel
+from kachery_p2p.channels.history import History
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.histories import Histories
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.session import Me
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
@@ -30,6 +33,10 @@ from kachery_p2p.transfer.sources import Holders
 
 LAB = Channel.shared(b"L" * 20, "lab")
 FIELD = Channel.shared(b"F" * 20, "field")
+
+
+async def kept(history: History) -> None:
+    """These nodes keep no histories: they are in no owned channel."""
 
 
 class Disk:
@@ -106,8 +113,12 @@ class Node:
         self.label = label
         self.link = lab.world.link(self.id)
         self.book = AddressBook(self.id)
-        me = Me(self.key, channels, Random(number).randbytes)
-        self.sessions = Sessions(self.link, me, self.book, label=label, agent="test")
+        self.memberships = self.made_memberships(channels)
+        me = Me(self.key, self.memberships, Random(number).randbytes)
+        self.histories = Histories(me, kept)
+        self.sessions = Sessions(
+            self.link, me, self.book, self.histories, label=label, agent="test"
+        )
         self.server = Server(
             sessions=self.sessions, link=self.link, blobs=self.disk.blobs, grants=self.disk.grants
         )
@@ -119,6 +130,9 @@ class Node:
             node_id=self.id,
         )
         self.told: list[State] = []
+
+    def made_memberships(self, channels: list[Channel]) -> Memberships:
+        return Memberships(channels)
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:

@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 
 from kachery_p2p.errors import ProtocolError
-from kachery_p2p.limits import ADDRESSES_PER_NODE_MAX, CHUNK_BYTES, FRAME_BYTES_MAX, PEERS_MAX
+from kachery_p2p.limits import (
+    ADDRESSES_PER_NODE_MAX,
+    ANNOUNCE_PREFIXES_MAX,
+    CHANGE_BYTES_MAX,
+    CHUNK_BYTES,
+    ENTRIES_ANSWER_BYTES,
+    ENTRIES_ANSWER_MAX,
+    FRAME_BYTES_MAX,
+    INDEX_NAMES_MAX,
+    NOTICE_BYTES_MAX,
+    PEERS_MAX,
+)
+from kachery_p2p.log.forks import FORK_BYTES_MAX
+from kachery_p2p.log.heads import HEAD_BYTES
 from kachery_p2p.wire.codec import encode_frame
 from kachery_p2p.wire.messages import (
     FAILURE_CODES,
@@ -23,12 +36,19 @@ CHANNEL, CONTENT, ROOT = "0f" * 32, b"c" * 20, b"r" * 32
 WHAT = {"channel": CHANNEL, "content": CONTENT, "root": ROOT}
 ME = {"label": "recorder µ", "addresses": ["/ip4/192.0.2.1/tcp/1"], "agent": "kachery-p2p/1"}
 MEMBER = {"node": b"n" * 32, "addresses": ["/dns4/a.example.org/tcp/1/p2p/12D3"]}
+NEWS = {"head": bytes(HEAD_BYTES), "fork": b"", "notice": bytes(NOTICE_BYTES_MAX)}
 REQUESTS: dict[str, dict[str, Any]] = {
     "introduce": ME,
     "members": {"channel": CHANNEL},
     "have": {"channel": CHANNEL, "content": CONTENT},
     "root": WHAT,
     "page": {**WHAT, "number": 3},
+    "announce": {"channel": CHANNEL, "seq": 3, "reset": True, "add": b"12345678", "drop": b""},
+    "holders": {"channel": CHANNEL, "content": CONTENT},
+    "history": {"channel": CHANNEL, **NEWS},
+    "entries": {"channel": CHANNEL, "first": 1 << 16},
+    "change": {"request": b"r"},
+    "succession": {"channel": CHANNEL, "successor": CHANNEL, "head": bytes(HEAD_BYTES)},
     "ping": {},
     "leave": {"channel": CHANNEL},
     "range": {**WHAT, "first": 0, "count": 4},
@@ -39,6 +59,12 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "have": {"size": 1 << 44, "root": ROOT, "pinned": False},
     "root": {"object": bytes(524_328)},
     "page": {"page": bytes(32 << 10)},
+    "announce": {},
+    "holders": {"nodes": [b"n" * 32]},
+    "history": NEWS,
+    "entries": {"entries": [b"e"]},
+    "change": {},
+    "succession": {},
     "ping": {},
     "leave": {},
     "range": {"number": 0, "data": b"x"},
@@ -47,7 +73,18 @@ WRONG: dict[str, list[Any]] = {
     "channel": ["0f" * 31, "0F" * 32, "0g" * 32, b"0f" * 32, "٠" * 64, "0f" * 33],
     "content": [b"c" * 19, b"c" * 21, "c" * 20],
     "root": [b"r" * 31, "r" * 32],
+    "successor": ["0f" * 31, b"0f" * 32],
+    "head": [bytes(HEAD_BYTES + 1), "h", None],
+    "fork": [bytes(FORK_BYTES_MAX + 1), "f", None],
+    "notice": [bytes(NOTICE_BYTES_MAX + 1), "n", None],
+    "entries": [[b""], [b"e"] * (ENTRIES_ANSWER_MAX + 1), [bytes(ENTRIES_ANSWER_BYTES + 1)], b"e"],
+    "request": [b"", bytes(CHANGE_BYTES_MAX + 1), "r"],
     "number": [-1, 1 << 24, 1.0, True, "1"],
+    "seq": [-1, 1 << 53, 1.0, True],
+    "reset": [0, 1, None],
+    "add": [b"1234567", bytes(8 * ANNOUNCE_PREFIXES_MAX + 8), "12345678", None],
+    "drop": [b"123456789", bytes(8 * ANNOUNCE_PREFIXES_MAX + 1), []],
+    "nodes": [[b"n" * 31], [b"n" * 32] * (INDEX_NAMES_MAX + 1), b"n" * 32],
     "first": [-1, 1 << 24, None],
     "count": [0, 5, False],
     "label": ["x" * 65, "a\nb", "a\x1b[2J", "\u202egpj.exe", b"x", 7],
