@@ -66,7 +66,7 @@ class Person:
 
     def starts_node(self, *options: str) -> dict[str, Any]:
         """Start this person's node, which runs until `stops_node`; its status when it is ready."""
-        arguments = ["start", "--channel", "lab", "--label", self.name]
+        arguments = ["start", "--channel", "lab", "--label", self.name, "--no-mdns"]
         arguments += ["--listen", "127.0.0.1:0", "--http", "off", *options]
         prompt(self.name, shlex.join(["kachery-p2p", *arguments]) + " &")
         # A process group of its own: Ctrl-C is for the demo, which then stops its nodes.

@@ -1,8 +1,9 @@
 """Where members may be reached: an address book, and who to dial next.
 
-Addresses come from the user (`--bootstrap`), from members (`introduce`, `members`) and
-from the last run. They are hints: whoever answers must still prove membership. The book
-is pure, told what happened and what time it is; `network/sessions.py` does the dialling.
+Addresses come from the user (`--bootstrap`), from members (`introduce`, `members`), from
+the last run, from introducers and from the local network. They are hints: whoever answers
+must still prove membership. The book is pure, told what happened and what time it is;
+`network/sessions.py` does the dialling.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kachery_p2p.limits import (
     PEERS_MAX,
     REDIAL_S_MAX,
     REDIAL_S_MIN,
+    STRANGER_REDIAL_S,
 )
 
 # Doubling ends here, and so does hope for hearsay.
@@ -33,6 +35,10 @@ class Contact:
         self.hearsay: list[str] = []
         self.wanted_by_user = False
         self.proved = False
+        # It introduces others (`network/rendezvous.py`), so the user was right to name it ...
+        self.introduces = False
+        # ... and it answered that it is in no channel of ours.
+        self.stranger = False
         self.failures = 0
         self.due_at = 0.0
         self.tried = False
@@ -92,6 +98,9 @@ class AddressBook:
             contact = self._contacts[node] = Contact()
         contact.wanted_by_user |= by_user
         contact.proved |= proved
+        if by_user and contact.stranger:
+            # Named again: perhaps for a channel that was joined since.
+            contact.stranger, contact.due_at = False, 0.0
         name = f"/p2p/{node.peer_id}"
         fresh = [a for a in addresses if len(a) <= ADDRESS_CHARS_MAX and a.endswith(name)]
         if contact.learn(fresh, vouched=by_user or proved):
@@ -133,12 +142,23 @@ class AddressBook:
         ]
         return min([now + REDIAL_S_MAX, *waiting])
 
+    def introduces(self, node: NodeId, yes: bool) -> None:
+        """`node` introduces others, or no longer answers when it is asked to."""
+        contact = self._contacts.get(node)
+        if contact is None:
+            return
+        if contact.introduces and not yes:
+            # Dialled again, it is either there or the reason why it is not can be told.
+            contact.due_at = 0.0
+        contact.introduces = yes
+
     def reached(self, node: NodeId, now: float) -> None:
         """A member session with `node` is open."""
         self._connected.add(node)
         contact = self._contacts.get(node)
         if contact is not None:
             contact.proved, contact.tried, contact.in_flight = True, True, False
+            contact.stranger = False
             contact.reached_at = now
 
     def failed(self, node: NodeId, now: float, jitter: float) -> None:
@@ -161,6 +181,8 @@ class AddressBook:
 
     def _put_off(self, contact: Contact, now: float, jitter: float) -> None:
         wait_s = min(REDIAL_S_MAX, REDIAL_S_MIN * 2**contact.failures)
+        if contact.introduces and contact.stranger:
+            wait_s = STRANGER_REDIAL_S
         contact.failures = min(contact.failures + 1, _FAILURES_MAX)
         contact.due_at = now + wait_s * (0.5 + 0.5 * jitter)
         contact.tried, contact.in_flight = True, False
@@ -168,7 +190,10 @@ class AddressBook:
     def drop(self, node: NodeId) -> None:
         """`node` turned out not to be a member: dial it again only if the user named it."""
         contact = self._contacts.get(node)
-        if contact is not None and not contact.wanted_by_user:
+        if contact is None:
+            return
+        contact.stranger = True
+        if not contact.wanted_by_user:
             del self._contacts[node]
 
     @property
@@ -187,11 +212,17 @@ class AddressBook:
         return {n: c.addresses for n, c in self._contacts.items() if c.proved}
 
     def unreached_by_user(self) -> tuple[NodeId, ...]:
-        """Nodes that the user named, tried without success so far."""
+        """Nodes that the user named, tried without success so far.
+
+        One that introduces does what it was named for, member or not.
+        """
         return tuple(
             node
             for node, contact in self._contacts.items()
-            if contact.wanted_by_user and contact.tried and node not in self._connected
+            if contact.wanted_by_user
+            and contact.tried
+            and not contact.introduces
+            and node not in self._connected
         )
 
     def _forget_if_hopeless(self, node: NodeId, contact: Contact) -> None:

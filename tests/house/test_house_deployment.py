@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -14,15 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from kachery_p2p import limits
+from kachery_p2p.cli.commands import cli
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 NODES = {name: service for name, service in SERVICES.items() if "entrypoint" not in service}
+INTRODUCERS = {name: node for name, node in NODES.items() if "--introduce" in node["command"]}
+MEMBERS = {name: node for name, node in NODES.items() if name not in INTRODUCERS}
 DOCKERFILE = (ROOT / "bootstrap/Dockerfile").read_text().replace("\\\n", " ")
 UNIT = (ROOT / "bootstrap/kachery-p2p.service").read_text()
 DOCUMENTS = ("bootstrap/README.md", "CONTRIBUTING.md", "docker-compose.yml", "README.md")
@@ -44,17 +47,17 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 yield document, run.replace('"', "").split()
 
 
-@functools.cache
-def help_of(*command: str) -> str:
-    """The help of a command; fails for a command that is not there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kachery_p2p", *command, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def options_of(words: list[str]) -> set[str]:
+    """The options of the command that `words` begin with; fails for a command that is not there."""
+    command: click.Command = cli
+    context = click.Context(cli)
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        found = command.get_command(context, word)
+        assert found is not None, f"no command {word}"
+        command = found
+    return {text for param in command.params for text in (*param.opts, *param.secondary_opts)}
 
 
 def mounts(service: dict[str, Any]) -> dict[str, str]:
@@ -80,11 +83,10 @@ def copied() -> list[tuple[list[str], str]]:
 def test_every_command_and_option_that_is_written_down_exists(
     where: str, command: list[str]
 ) -> None:
-    name = command[:2] if command[0] == "channel" else command[:1]
-    text = help_of(*name)
+    options = options_of(command)
     for word in command:
         if word.startswith("--"):
-            assert re.search(rf"{word.partition('=')[0]}\b", text), f"{where}: {word}"
+            assert word.partition("=")[0] in options, f"{where}: {word}"
 
 
 def test_enough_commands_are_written_down_for_the_test_above() -> None:
@@ -126,7 +128,7 @@ def test_nodes_are_not_root_and_keep_what_is_theirs_in_volumes() -> None:
         assert set(mounts(service)) <= set(COMPOSE["volumes"])
         assert set(mounts(service).values()) <= writable
     directories = dict(re.findall(r"(KACHERY_\w+)=(\S+)", DOCKERFILE))
-    for service in NODES.values():
+    for service in MEMBERS.values():
         assert set(directories.values()) <= set(mounts(service).values())
 
 
@@ -134,7 +136,7 @@ def test_no_two_nodes_share_a_key_or_a_store() -> None:
     own = [
         volume for node in NODES.values() for volume in mounts(node) if volume != "introductions"
     ]
-    assert len(own) == len(set(own)) == 2 * len(NODES)
+    assert len(own) == len(set(own)) == 2 * len(MEMBERS) + len(INTRODUCERS)
 
 
 def test_only_the_http_doors_are_published_and_only_here() -> None:
@@ -144,7 +146,8 @@ def test_only_the_http_doors_are_published_and_only_here() -> None:
             assert host == "127.0.0.1"
             # The door checks the port it is called by, so it must be the same on both sides.
             assert inside == outside == option(service["command"], "http").rpartition(":")[2]
-    assert all(len(node["ports"]) == 1 for node in NODES.values())
+    assert all(len(node["ports"]) == 1 for node in MEMBERS.values())
+    assert all(option(node["command"], "http") == "off" for node in INTRODUCERS.values())
 
 
 def test_each_node_advertises_its_own_name_and_port() -> None:
@@ -154,23 +157,46 @@ def test_each_node_advertises_its_own_name_and_port() -> None:
         assert option(node["command"], "label") == name
 
 
-def test_the_second_node_is_introduced_to_the_first() -> None:
+def test_an_introducer_is_no_member_and_stores_nothing() -> None:
+    (introducer,) = INTRODUCERS.values()
+    assert not any(word.startswith("--channel") for word in introducer["command"])
+    assert introducer["environment"] == {}
+    assert list(mounts(introducer).values()) == ["/config"], "its key, so that its id stays"
+    (data,) = [line for line in introducer["tmpfs"] if line.startswith("/data:")]
+    (uid,) = re.findall(r"useradd --uid (\d+)", DOCKERFILE)
+    assert data == f"/data:uid={uid},mode=0700"
+    assert set(introducer["tmpfs"]) - {data} == set(COMPOSE["x-node"]["tmpfs"])
+
+
+def test_the_members_know_nobody_but_the_introducer() -> None:
+    ((name, introducer),) = INTRODUCERS.items()
     introduction = SERVICES["introduction"]
-    path, name = introduction["command"]
-    assert name == "node-a"
-    assert mounts(introduction)["node-a-config"] == mounts(NODES["node-a"])["node-a-config"]
-    assert path.startswith(mounts(introduction)["introductions"] + "/")
-    assert option(NODES["node-b"]["command"], "bootstrap") == f"@{path}"
-    assert mounts(NODES["node-b"])["introductions"] == mounts(introduction)["introductions"]
+    path, told = introduction["command"]
+    assert told == name
+    config, introductions = f"{name}-config", "introductions"
+    assert mounts(introduction)[config] == mounts(introducer)[config]
+    assert path.startswith(mounts(introduction)[introductions] + "/")
     script = introduction["entrypoint"][-1].removeprefix("/app/")
     assert (["bootstrap/introduce.py"], script) in copied()
-    assert NODES["node-b"]["depends_on"] == {
-        "introduction": {"condition": "service_completed_successfully"}
-    }
+    assert introduction["depends_on"] == {name: {"condition": "service_healthy"}}
+    assert len(MEMBERS) == 2
+    for node in MEMBERS.values():
+        named = [word for word in node["command"] if word.startswith("--bootstrap=")]
+        assert named == [f"--bootstrap=@{path}"]
+        assert mounts(node)[introductions] == mounts(introduction)[introductions]
+        assert node["depends_on"] == {
+            "introduction": {"condition": "service_completed_successfully"}
+        }
+
+
+def test_every_node_is_watched_and_started_again() -> None:
+    for node in NODES.values():
+        assert node["healthcheck"]["test"][:2] == ["CMD", "kachery-p2p"]
+        assert node["restart"] == "unless-stopped"
 
 
 def test_the_channel_of_the_nodes_is_in_the_image_and_its_secret_in_the_environment() -> None:
-    for node in NODES.values():
+    for node in MEMBERS.values():
         file = f"channels/{option(node['command'], 'channel')}.toml"
         assert ([file], file) in copied()
         channel = tomllib.loads((ROOT / file).read_text())

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from kachery_p2p.identity.keys import NodeId
-from kachery_p2p.limits import ADDRESSES_PER_NODE_MAX, PEERS_MAX, REDIAL_S_MAX, REDIAL_S_MIN
+from kachery_p2p.limits import (
+    ADDRESSES_PER_NODE_MAX,
+    PEERS_MAX,
+    REDIAL_S_MAX,
+    REDIAL_S_MIN,
+    STRANGER_REDIAL_S,
+)
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.multiaddrs import address_of
 
@@ -184,3 +190,60 @@ def test_the_book_is_settled_when_everyone_was_tried_once() -> None:
     made.reached(node(BOB), 0)
     settled.append(made.settled)
     assert settled == [True, False, False, True]
+
+
+def strangers_book(*, introduces: bool) -> AddressBook:
+    """Alice, whom the user named, said that she is no member."""
+    made = book()
+    made.add(node(ALICE), [address(ALICE)], by_user=True)
+    made.introduces(node(ALICE), introduces)
+    made.due(0)
+    made.drop(node(ALICE))
+    made.failed(node(ALICE), 0, 1.0)
+    return made
+
+
+def test_an_introducer_that_is_no_member_is_no_problem_as_long_as_it_introduces() -> None:
+    assert strangers_book(introduces=False).unreached_by_user() == (node(ALICE),)
+    made = strangers_book(introduces=True)
+    assert made.unreached_by_user() == ()
+    made.introduces(node(ALICE), False)
+    assert made.unreached_by_user() == (node(ALICE),)
+    assert due(made, 1) == [node(ALICE)], "why it is not reached is found out at once"
+
+
+def test_an_introducer_that_is_no_member_is_rarely_dialled_as_one() -> None:
+    made = strangers_book(introduces=True)
+    assert due(made, STRANGER_REDIAL_S - 1) == []
+    assert due(made, STRANGER_REDIAL_S) == [node(ALICE)]
+
+
+def test_an_introducer_that_was_only_out_of_reach_is_dialled_again_soon() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE)], by_user=True)
+    made.introduces(node(ALICE), True)
+    made.due(0)
+    made.failed(node(ALICE), 0, 1.0)
+    assert due(made, REDIAL_S_MIN) == [node(ALICE)]
+
+
+def test_an_introducer_that_the_user_names_again_is_dialled_at_once() -> None:
+    made = strangers_book(introduces=True)
+    made.add(node(ALICE), [address(ALICE)])
+    assert due(made, 1) == [], "hearsay changes nothing"
+    made.add(node(ALICE), [address(ALICE)], by_user=True)
+    assert due(made, 1) == [node(ALICE)]
+
+
+def test_an_introducer_that_became_a_member_is_redialled_like_one() -> None:
+    made = strangers_book(introduces=True)
+    assert due(made, STRANGER_REDIAL_S) == [node(ALICE)]
+    made.reached(node(ALICE), STRANGER_REDIAL_S)
+    made.lost(node(ALICE), 2 * STRANGER_REDIAL_S, 1.0)
+    assert due(made, 2 * STRANGER_REDIAL_S + REDIAL_S_MIN) == [node(ALICE)]
+
+
+def test_whoever_introduces_and_is_not_in_the_book_stays_out_of_it() -> None:
+    made = book()
+    made.introduces(node(BOB), True)
+    assert made.due(0) == []

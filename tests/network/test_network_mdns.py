@@ -1,0 +1,460 @@
+"""The local network: members recognise each other, strangers learn nothing, junk is bounded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from kachery_p2p.channels.channel import Channel
+from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
+from kachery_p2p.limits import (
+    ADDRESSES_PER_NODE_MAX,
+    NEIGHBOUR_TAGS_GROUP,
+    NEIGHBOUR_TAGS_MAX,
+    NEIGHBOURS_AT_ONCE_MAX,
+    NEIGHBOURS_LEAVE_S_MAX,
+    NEIGHBOURS_MAX,
+    NEIGHBOURS_PER_S_MAX,
+)
+from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.mdns import SERVICE_TYPE, LocalNetwork, Publication, _service_info
+from kachery_p2p.network.multiaddrs import address_of
+from kachery_p2p.network.neighbours import (
+    TAG_BYTES,
+    Advert,
+    Allowance,
+    Neighbours,
+    blinded_tag,
+    blinded_tags,
+    reachable_at,
+)
+
+VECTORS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "vectors/rendezvous.json").read_text()
+)
+NODE = NodeId(VECTORS["node_id"])
+DAY: int = VECTORS["day"]
+KEYS = [bytes.fromhex(key) for key in VECTORS["txt"]["discovery_keys"]]
+PADDING = bytes.fromhex(VECTORS["txt"]["padding"])
+LOOPBACK = ["127.0.0.1"]
+
+
+def node(number: int) -> NodeId:
+    return NodeId.of_raw(number.to_bytes(32, "big"))
+
+
+def advert(number: int = 1, *keys: bytes, host: str = "192.0.2.1") -> Advert:
+    who = node(number)
+    tags = blinded_tags(who, keys, [DAY], PADDING)
+    return Advert(who, tags, (str(address_of(host, 20432, who)),))
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vector", VECTORS["neighbours"])
+def test_blinded_tags_are_those_of_the_vectors(vector: dict[str, Any]) -> None:
+    key, who = bytes.fromhex(vector["discovery_key"]), NodeId(vector["node_id"])
+    assert blinded_tag(key, vector["day"], who).hex() == vector["tag"]
+
+
+def test_the_txt_record_is_that_of_the_vectors() -> None:
+    tags = blinded_tags(NODE, KEYS, [DAY], PADDING)
+    assert [tag.hex() for tag in tags] == VECTORS["txt"]["tags"]
+    address = str(address_of("192.0.2.7", 20432, NODE))
+    properties = Advert(NODE, tags, (address,)).properties()
+    strings = [(key + b"=" + value).hex() for key, value in properties.items()]
+    assert strings == VECTORS["txt"]["strings"]
+    assert Advert.heard(properties, ["192.0.2.7"], 20432) == Advert(NODE, tags, (address,))
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3, 4, 5, 63, 64, 100])
+def test_tags_are_padded_bounded_and_survive_the_txt_record(channels: int) -> None:
+    keys = [number.to_bytes(32, "big") for number in range(channels)]
+    tags = blinded_tags(NODE, keys, [DAY, DAY + 1], PADDING)
+    assert tags and len(tags) % NEIGHBOUR_TAGS_GROUP == 0 and len(tags) <= NEIGHBOUR_TAGS_MAX
+    assert list(tags) == sorted(set(tags))
+    told = Advert(NODE, tags, ())
+    assert all(len(k) + 1 + len(v) <= 255 for k, v in told.properties().items())
+    heard = Advert.heard(told.properties(), ["192.0.2.7"], 1)
+    assert heard is not None and heard.tags == tags
+    assert heard.is_of_member(keys[:64], [DAY]) == bool(channels)
+
+
+def test_two_members_have_no_tag_in_common_nor_has_one_on_two_days() -> None:
+    key = KEYS[:1]
+    seen = [
+        set(blinded_tags(node(n), key, [day], os.urandom(64)))
+        for n in (1, 2)
+        for day in (DAY, DAY + 1)
+    ]
+    assert len(set.union(*seen)) == sum(len(tags) for tags in seen)
+
+
+def test_only_who_has_the_channels_key_recognises_a_member() -> None:
+    lab, other_lab = (Channel.shared(s * 20, "lab") for s in (b"L", b"O"))
+    told = advert(1, lab.discovery_key)
+    assert told.is_of_member([other_lab.discovery_key, lab.discovery_key], [DAY - 1, DAY])
+    assert not told.is_of_member([other_lab.discovery_key], [DAY])
+    assert not told.is_of_member([lab.discovery_key], [DAY + 1])
+    assert not told._replace(node=node(2)).is_of_member([lab.discovery_key], [DAY])
+
+
+def test_only_addresses_that_a_neighbour_can_dial_are_told() -> None:
+    told = [
+        str(address_of(host, port, NODE))
+        for host, port in [
+            ("node-a.example", 1),
+            ("127.0.0.1", 2),
+            ("192.0.2.1", 3),
+            ("2001:db8::1", 3),
+            ("192.0.2.2", 4),
+        ]
+    ]
+    assert reachable_at(["junk", *told]) == (("192.0.2.1", "2001:db8::1"), 3)
+    assert reachable_at(told[:2]) == ((), None)
+
+
+# --- what is heard --------------------------------------------------------------------------------
+
+
+GOOD = advert(1, KEYS[0]).properties()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {b"v": b"2"},
+        {b"v": None},
+        {b"id": None},
+        {b"id": b""},
+        {b"id": b"\xff" * 64},
+        {b"id": b"0" * 63},
+        {b"id": b"1" * 250},
+        {b"t0": None},
+        {b"t0": b""},
+        {b"t0": bytes(63)},
+        {b"t1": bytes(65)},
+    ],
+)
+def test_a_txt_record_that_is_none_of_ours_is_not_heard(change: dict[bytes, bytes | None]) -> None:
+    assert Advert.heard(GOOD, ["192.0.2.1"], 20432) is not None
+    assert Advert.heard({**GOOD, **change}, ["192.0.2.1"], 20432) is None
+
+
+@pytest.mark.parametrize("port", [None, 0, -1, 65536])
+def test_a_port_that_is_none_is_not_heard(port: int | None) -> None:
+    assert Advert.heard(GOOD, ["192.0.2.1"], port) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.251", "ff02::fb", "fe80::1", "fe80::1%eth0"]
+    + ["::ffff:127.0.0.1", "255.255.255.255", "example.org", "1.2.3.4/../", ""],
+)
+def test_nobody_can_make_us_knock_at_this_computer_or_at_no_address(host: str) -> None:
+    assert Advert.heard(GOOD, [host], 20432) is None
+
+
+def test_a_neighbour_with_a_thousand_tags_and_addresses_has_as_many_as_there_may_be() -> None:
+    groups = {b"t%d" % n: os.urandom(64) for n in range(1000)}
+    hosts = [f"192.0.2.{n}" for n in range(256)]
+    heard = Advert.heard({**GOOD, **groups}, hosts, 1)
+    assert heard is not None
+    assert len(heard.tags) == NEIGHBOUR_TAGS_MAX
+    assert len(heard.addresses) == ADDRESSES_PER_NODE_MAX
+
+
+def test_a_million_neighbours_are_bounded_and_the_newest_are_remembered() -> None:
+    neighbours = Neighbours(node(0))
+    told = advert(1)
+    for number in range(1, 100_000):
+        assert neighbours.hear(told._replace(node=node(number % 5000 + 1)))
+    assert len(neighbours) == NEIGHBOURS_MAX
+    assert neighbours.hear(advert(9_999, KEYS[0]))
+    assert [a.node for a in neighbours.members([KEYS[0]], [DAY])] == [node(9_999)]
+
+
+def test_what_is_known_already_is_no_news_nor_is_what_this_node_says_itself() -> None:
+    neighbours = Neighbours(node(1))
+    assert not neighbours.hear(advert(1))
+    assert [neighbours.hear(advert(2)) for _ in range(3)] == [True, False, False]
+    assert neighbours.hear(advert(2, host="192.0.2.99"))
+
+
+def test_a_flood_is_heard_at_the_rate_that_is_allowed_and_a_lab_at_once() -> None:
+    allowance = Allowance(0.0)
+    assert sum(allowance.spend(0.0) for _ in range(1000)) == NEIGHBOURS_AT_ONCE_MAX
+    heard = sum(allowance.spend(n / 1000) for n in range(10_000))
+    assert abs(heard - 10 * NEIGHBOURS_PER_S_MAX) <= 1
+    assert sum(allowance.spend(1e6) for _ in range(1000)) == NEIGHBOURS_AT_ONCE_MAX
+
+
+# --- with zeroconf, on this computer's loopback ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def multicast() -> None:
+    """Skips where this computer does not carry multicast over loopback."""
+    group = socket.inet_aton("224.0.0.251") + socket.inet_aton("127.0.0.1")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth,
+    ):
+        try:
+            ear.bind(("224.0.0.251", 0))
+            ear.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+            ear.settimeout(2)
+            loopback = socket.inet_aton("127.0.0.1")
+            mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+            mouth.sendto(b"kp2p", ("224.0.0.251", ear.getsockname()[1]))
+            ear.recv(16)
+        except OSError as error:
+            pytest.skip(f"no multicast over loopback: {error}")
+
+
+class Neighbour:
+    """A node's part of the local network: loopback, where only these tests are."""
+
+    def __init__(self, number: int, channels: Sequence[Channel]) -> None:
+        self.key = NodeKey.generate(os.urandom(NODE_KEY_BYTES))
+        self.address = str(address_of(f"192.0.2.{number}", 20432, self.key.node_id))
+        self.book = AddressBook(self.key.node_id)
+        self.channels = list(channels)
+        self.found = trio.Event()
+        self.network = LocalNetwork(
+            self.key.node_id,
+            self.book,
+            addresses=lambda: [self.address],
+            discovery_keys=lambda: [channel.discovery_key for channel in self.channels],
+            found=self.found.set,
+            random=os.urandom,
+            interfaces=LOOPBACK,
+        )
+
+    def knows(self) -> dict[NodeId, tuple[str, ...]]:
+        return {who: contact.addresses for who, contact in self.book._contacts.items()}
+
+    def introduction(self) -> dict[NodeId, tuple[str, ...]]:
+        return {self.key.node_id: (self.address,)}
+
+
+def fresh_channel(name: str = "lab") -> Channel:
+    return Channel.shared(os.urandom(20), name)
+
+
+async def until(true: Callable[[], bool], seconds: float = 10) -> None:
+    with trio.fail_after(seconds):
+        while not true():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+async def test_members_on_one_network_meet_and_two_labs_that_are_called_lab_do_not(
+    multicast: None,
+) -> None:
+    lab, other_lab = fresh_channel(), fresh_channel()
+    alice, bob, mallory = Neighbour(1, [lab]), Neighbour(2, [lab]), Neighbour(3, [other_lab])
+    everybody = (alice, bob, mallory)
+    async with trio.open_nursery() as nursery:
+        for one in everybody:
+            nursery.start_soon(one.network.run)
+        with trio.fail_after(10):
+            await alice.found.wait()
+            await bob.found.wait()
+        # All have heard each other, friend or not, so nobody is missing for lack of time.
+        await until(lambda: all(len(one.network._neighbours) >= 2 for one in everybody))
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < NEIGHBOURS_LEAVE_S_MAX + 0.2
+    assert alice.knows() == bob.introduction()
+    assert bob.knows() == alice.introduction()
+    assert mallory.knows() == {}
+
+
+async def test_a_channel_that_is_joined_later_is_told_and_looked_for_at_once(
+    multicast: None,
+) -> None:
+    lab = fresh_channel()
+    alice, bob = Neighbour(1, [lab]), Neighbour(2, [])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.network.run)
+        nursery.start_soon(bob.network.run)
+        await until(lambda: alice.key.node_id in bob.network._neighbours._heard)
+        assert bob.knows() == {}
+        bob.channels.append(lab)
+        bob.network.wake()
+        with trio.fail_after(10):
+            await bob.found.wait()
+            await alice.found.wait()
+        nursery.cancel_scope.cancel()
+    assert bob.knows() == alice.introduction()
+    assert alice.knows() == bob.introduction()
+
+
+async def test_who_copies_a_members_tags_is_not_taken_for_it_under_its_own_id(
+    multicast: None,
+) -> None:
+    from zeroconf.asyncio import AsyncServiceInfo
+
+    lab = fresh_channel()
+    alice, bob, thief = Neighbour(1, [lab]), Neighbour(2, [lab]), Neighbour(3, [])
+
+    def steal(keys: Any, days: Any, addresses: Sequence[str]) -> Publication:
+        tags = blinded_tags(alice.key.node_id, [lab.discovery_key], days, PADDING)
+        return Publication(
+            Advert(thief.key.node_id, tags, tuple(addresses)), *reachable_at(addresses)
+        )
+
+    thief.network._publication = steal  # type: ignore[method-assign]
+    assert isinstance(_service_info(steal([], [DAY], [thief.address])), AsyncServiceInfo), (
+        "what is told is what zeroconf takes"
+    )
+    async with trio.open_nursery() as nursery:
+        for one in (thief, bob):
+            nursery.start_soon(one.network.run)
+        await until(lambda: thief.key.node_id in bob.network._neighbours._heard)
+        nursery.start_soon(alice.network.run)
+        await until(lambda: bool(bob.knows()))
+        nursery.cancel_scope.cancel()
+    assert bob.knows() == alice.introduction()
+
+
+async def test_junk_and_floods_leave_the_node_bounded_and_it_meets_members_afterwards(
+    multicast: None,
+) -> None:
+    lab = fresh_channel()
+    alice, bob = Neighbour(1, [lab]), Neighbour(2, [lab])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.network.run)
+        await until(lambda: alice.network._wake.statistics().tasks_waiting == 1)
+        await trio.to_thread.run_sync(shout_junk)
+        await until(lambda: len(alice.network._neighbours) > 8, 30)
+        assert len(alice.network._neighbours) <= NEIGHBOURS_MAX
+        # 256 names may have been missed and wait to be looked up, 16 a second.
+        nursery.start_soon(bob.network.run)
+        with trio.fail_after(40):
+            await alice.found.wait()
+            await bob.found.wait()
+        nursery.cancel_scope.cancel()
+    assert set(alice.knows()) == {bob.key.node_id}
+
+
+def shout_junk() -> None:
+    """Packets that are none, and a thousand neighbours that lie."""
+    from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
+    from zeroconf._protocol.outgoing import DNSOutgoing
+    from zeroconf.const import (
+        _CLASS_IN,
+        _FLAGS_AA,
+        _FLAGS_QR_RESPONSE,
+        _TYPE_A,
+        _TYPE_PTR,
+        _TYPE_SRV,
+        _TYPE_TXT,
+    )
+
+    packets = [os.urandom(size) for size in range(0, 1400, 9)]
+    for number in range(1000):
+        name = f"{number}.{SERVICE_TYPE}"
+        out = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
+        out.add_answer_at_time(DNSPointer(SERVICE_TYPE, _TYPE_PTR, _CLASS_IN, 120, name), 0)
+        service = DNSService(name, _TYPE_SRV, _CLASS_IN, 120, 0, 0, number, f"{number}.local.")
+        out.add_answer_at_time(service, 0)
+        lie = b"\x03v=1" + bytes([67]) + b"id=" + os.urandom(32).hex().encode()
+        lie += bytes([67]) + b"t0=" + os.urandom(64 if number % 2 else 3)
+        host = DNSAddress(
+            f"{number}.local.", _TYPE_A, _CLASS_IN, 120, bytes([192, 0, 2, number % 250])
+        )
+        out.add_answer_at_time(host, 0)
+        out.add_answer_at_time(DNSText(name, _TYPE_TXT, _CLASS_IN, 120, lie), 0)
+        packets += out.packets()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
+        loopback = socket.inet_aton("127.0.0.1")
+        mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+        for packet in packets:
+            mouth.sendto(packet, ("224.0.0.251", 5353))
+
+
+ALONE = """
+import logging, os, sys, trio
+from kachery_p2p.identity.keys import NodeId
+from kachery_p2p.network import mdns
+from kachery_p2p.network.discovery import AddressBook
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+mdns.NEIGHBOURS_RETRY_S = 0.05
+me = NodeId("11" * 32)
+network = mdns.LocalNetwork(
+    me, AddressBook(me), addresses=list, discovery_keys=list, found=print, random=os.urandom
+)
+
+async def main():
+    with trio.move_on_after(1):
+        await network.run()
+    print("ended")
+
+trio.run(main)
+"""
+
+
+def test_a_computer_without_a_network_gets_one_line_in_the_log_and_goes_on() -> None:
+    unshare = ["unshare", "--net", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this computer makes no network namespaces for us")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=60
+    )
+    first, last = done.stdout.splitlines()
+    assert first.startswith("members on the local network are not looked for: ")
+    assert last == "ended"
+    assert done.returncode == 0 and not done.stderr
+
+
+async def test_a_responder_that_fails_is_told_of_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = trio.Event()
+    tries = 0
+
+    async def fail(responder: object) -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            tried.set()
+        await trio.lowlevel.checkpoint()
+        return "no such device"
+
+    monkeypatch.setattr("kachery_p2p.network.mdns.Responder.live", fail)
+    monkeypatch.setattr("kachery_p2p.network.mdns.NEIGHBOURS_RETRY_S", 0.01)
+    with caplog.at_level(logging.INFO, logger="kachery_p2p.network.mdns"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Neighbour(1, []).network.run)
+            with trio.fail_after(5):
+                await tried.wait()
+            nursery.cancel_scope.cancel()
+    assert [record.getMessage() for record in caplog.records] == [
+        "members on the local network are not looked for: no such device"
+    ]
+
+
+def test_zeroconf_is_not_imported_before_the_local_network_is_entered() -> None:
+    code = "import sys, kachery_p2p.network.mdns; print('zeroconf' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_every_tag_has_the_size_that_the_protocol_says() -> None:
+    assert TAG_BYTES == 16
+    assert all(len(tag) == TAG_BYTES for tag in advert(1, *KEYS).tags)
