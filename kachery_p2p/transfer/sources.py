@@ -16,13 +16,11 @@ import trio
 
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.errors import (
-    PeerBusyError,
     PeerError,
     PeerGoneError,
     PeerTimeoutError,
 )
 from kachery_p2p.limits import (
-    HAVE_GRACE_S,
     HAVE_S_MAX,
     OUTSTANDING_CHUNKS_MAX,
     RANGE_CHUNKS_MAX,
@@ -33,6 +31,8 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.link import DATA, Link, Stream
 from kachery_p2p.network.session import Session, error_of
 from kachery_p2p.network.sessions import Sessions
+from kachery_p2p.transfer.only import ANYONE, Only
+from kachery_p2p.transfer.rounds import Announcements, Round
 from kachery_p2p.wire.codec import FrameDecoder, Message
 from kachery_p2p.wire.conversation import Failure
 from kachery_p2p.wire.ranges import Chunk, RangeAnswer, RangeRequest
@@ -239,11 +239,17 @@ class Answers(NamedTuple):
 
 
 class Holders:
-    """Ask the connected members of our channels who holds a blob."""
+    """Ask the connected members of our channels who holds a blob.
 
-    def __init__(self, sessions: Sessions, link: Link) -> None:
+    With `announcements`, those who announced it are asked before the others.
+    """
+
+    def __init__(
+        self, sessions: Sessions, link: Link, announcements: Announcements | None = None
+    ) -> None:
         self._sessions = sessions
         self._link = link
+        self._announcements = announcements
         self._asking: dict[tuple[Session, str, ContentHash], _Asking] = {}
 
     def asked(self) -> tuple[int, tuple[str, ...]]:
@@ -251,18 +257,29 @@ class Holders:
         return len(self._sessions.all()), tuple(c.name for c in self._sessions.channels)
 
     async def find(
-        self, content: ContentHash, wanted: Callable[[Claim], bool], patience_s: float
+        self,
+        content: ContentHash,
+        wanted: Callable[[Claim], bool],
+        patience_s: float,
+        only: Only = ANYONE,
     ) -> list[Claim]:
-        """Claims that are `wanted`; waits while members are being dialled or hash the blob."""
-        return (await self.look(content, wanted, patience_s)).claims
+        """Claims that are `wanted`; waits while members are being dialled or hash the blob.
+
+        Nobody is asked but those that `only` allows.
+        """
+        return (await self.look(content, wanted, patience_s, only)).claims
 
     async def look(
-        self, content: ContentHash, wanted: Callable[[Claim], bool], patience_s: float
+        self,
+        content: ContentHash,
+        wanted: Callable[[Claim], bool],
+        patience_s: float,
+        only: Only = ANYONE,
     ) -> Answers:
         """The same, and whether there might be more claims in a while."""
         give_up_at = trio.current_time() + patience_s
         while True:
-            said = await self._ask_everyone(content, None, wanted)
+            said = await self._ask_members(content, only, wanted)
             said = said._replace(claims=[claim for claim in said.claims if wanted(claim)])
             left_s = give_up_at - trio.current_time()
             if said.claims or left_s <= 0:
@@ -278,57 +295,24 @@ class Holders:
         content: ContentHash,
         channel: str,
         wanted: Callable[[Claim], bool] = lambda claim: True,
+        node: str | None = None,
     ) -> list[Claim]:
-        """Who in `channel` says it holds `content`, now.
+        """Who in `channel` (or only `node` there) says it holds `content`, now.
 
         Until a claim is `wanted`, the slow are waited for.
         """
-        return (await self._ask_everyone(content, channel, wanted)).claims
+        return (await self._ask_members(content, Only(channel, node), wanted)).claims
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Return when a member comes or goes, or after `timeout_s`."""
         with trio.move_on_after(max(timeout_s, 0)):
             await self._sessions.changed()
 
-    async def _ask_everyone(
-        self, content: ContentHash, channel: str | None, wanted: Callable[[Claim], bool]
-    ) -> Answers:
-        claims: list[Claim] = []
-        busy = False
-        first = trio.Event()
-        sessions = self._sessions.all()
+    async def _claim(self, session: Session, channel: str, content: ContentHash) -> Claim:
+        """What a member answers to `have?`. Raises PeerError.
 
-        async def ask(session: Session, name: str) -> None:
-            nonlocal busy
-            try:
-                claim = await self._ask(session, name, content)
-            except PeerBusyError:
-                busy = True
-            except PeerError:
-                return
-            else:
-                claims.append(claim)
-                if wanted(claim):
-                    first.set()
-
-        async def stop_after_grace() -> None:
-            # A frozen member must not hold up what another has already answered.
-            await first.wait()
-            await trio.sleep(HAVE_GRACE_S)
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            async with trio.open_nursery() as asking:
-                nursery.start_soon(stop_after_grace)
-                for session in sessions:
-                    for name in sorted(session.channels):
-                        if channel in (None, name):
-                            asking.start_soon(ask, session, name)
-            nursery.cancel_scope.cancel()
-        return Answers(claims, busy, sessions)
-
-    async def _ask(self, session: Session, channel: str, content: ContentHash) -> Claim:
-        """One request on the wire however many here ask the same at the same time."""
+        One request on the wire however many here ask the same at the same time.
+        """
         key = (session, channel, content)
         while (asking := self._asking.get(key)) is not None:
             await asking.done.wait()
@@ -353,3 +337,17 @@ class Holders:
         answer = await session.request("have", body, HAVE_S_MAX)
         source = PeerSource(session, self._link, channel)
         return Claim(source, answer["size"], Root.of_raw(answer["root"]), answer["pinned"])
+
+    async def _ask_members(
+        self, content: ContentHash, only: Only, wanted: Callable[[Claim], bool]
+    ) -> Answers:
+        sessions = self._sessions.all()
+        members = {
+            (name, session.peer): session
+            for session in sessions
+            for name in sorted(session.channels)
+            if only.allows(session.peer, name)
+        }
+        asking = Round(self._claim, content, members, wanted)
+        await asking.run(self._announcements)
+        return Answers(asking.claims, asking.busy, sessions)
