@@ -17,6 +17,8 @@ if sys.platform == "win32":
     )
 
 from kachery_p2p.client.files import (
+    find_file,
+    get_channels,
     get_node_id,
     link_file,
     load_bytes,
@@ -37,6 +39,7 @@ from kachery_p2p.client.files import (
 )
 from kachery_p2p.client.mutables import delete, get, get_string, set
 from kachery_p2p.client.opening import open
+from kachery_p2p.client.sharing import share, shared, unshare
 from kachery_p2p.client.temporary import TemporaryDirectory
 from kachery_p2p.errors import KacheryError, LoadFileError
 from kachery_p2p.version import __version__
@@ -63,7 +66,12 @@ __all__ = [
     "get",
     "get_string",
     "delete",
+    "find_file",
+    "share",
+    "unshare",
+    "shared",
     "get_node_id",
+    "get_channels",
     "TemporaryDirectory",
     "KacheryError",
     "LoadFileError",

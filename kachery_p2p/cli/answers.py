@@ -5,11 +5,27 @@ from __future__ import annotations
 from kachery_p2p.cli.outcome import answer
 
 
-def load(uri: str, dest: str | None = None, verify: bool = False) -> None:
+def load(
+    uri: str,
+    dest: str | None = None,
+    verify: bool = False,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> None:
     """Print the path of the content."""
     from kachery_p2p.client.files import load_file
 
-    answer(load_file(uri, dest, verify=verify))
+    answer(
+        load_file(
+            uri,
+            dest,
+            verify=verify,
+            from_channel=from_channel,
+            from_node=from_node,
+            timeout=timeout,
+        )
+    )
 
 
 def node_id() -> None:

@@ -20,7 +20,10 @@ COMMANDS = {
     "load": "files:load",
     "cat": "files:cat",
     "info": "files:info",
+    "find": "sharing:find",
     "share": "files:share",
+    "unshare": "sharing:unshare",
+    "shared": "sharing:shared",
     "verify": "upkeep:verify",
     "rm": "upkeep:rm",
     "doctor": "doctor:doctor",
@@ -58,7 +61,7 @@ def cli() -> None:
     """Store files under the hash of their content, and load them from whoever has them.
 
     Settings come from the environment: KACHERY_STORAGE_DIR, KACHERY_P2P_CONFIG_DIR,
-    KACHERY_DAEMON_HOST, KACHERY_DAEMON_PORT, KACHERY_DAEMON_TOKEN,
+    KACHERY_DAEMON_HOST, KACHERY_DAEMON_PORT, KACHERY_DAEMON_TOKEN, KACHERY_P2P_DAEMON_SOCKET,
     KACHERY_OFFLINE_STORAGE_DIR, KACHERY_TEMP_DIR.
     """
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import click
 
 from kachery_p2p.cli import answers
 from kachery_p2p.cli.outcome import answer, note, write_bytes
+from kachery_p2p.cli.sources import origin_of, source_options
 from kachery_p2p.client.wording import counted, human_bytes, printable
 from kachery_p2p.content.uris import format_uri, parse_uri
 from kachery_p2p.errors import InvalidRangeError, NotFoundError, StoreFilesError
@@ -91,32 +93,34 @@ def _chosen(channels: tuple[str, ...], private: bool) -> list[str] | None:
     "--dest", type=click.Path(), metavar="PATH", help="Write a copy to this file or directory."
 )
 @click.option("--verify", is_flag=True, help="Read and verify it first, if it is stored here.")
-def load(uri: str, dest: str | None, verify: bool) -> None:
+@source_options
+def load(uri: str, dest: str | None, verify: bool, **source: Any) -> None:
     """Print the path of a file with the content of URI, fetching it if need be."""
-    answers.load(uri, dest, verify)
+    answers.load(uri, dest, verify, **source)
 
 
 @click.command()
 @click.argument("uri")
 @click.option("--start", type=click.IntRange(min=0), default=0, help="First byte (default 0).")
 @click.option("--end", type=click.IntRange(min=0), help="The byte after the last (default: all).")
-def cat(uri: str, start: int, end: int | None) -> None:
+@source_options
+def cat(uri: str, start: int, end: int | None, **source: Any) -> None:
     """Write the content of URI, or a range of its bytes, to standard output."""
     from kachery_p2p.client.files import load_bytes, load_file
 
     if start == 0 and end is None:
-        _cat_whole(load_file(uri))
+        _cat_whole(load_file(uri, **source))
         return
     if end is None:
         from kachery_p2p.client.asking import size_of
 
-        end = size_of(parse_uri(uri))
+        end = size_of(parse_uri(uri), origin_of(source))
     if start > end:
         raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
     # An empty range there: whether `end` lies inside is known before anything is written.
-    load_bytes(uri, end, end)
+    load_bytes(uri, end, end, **source)
     for position in range(start, end, CAT_BYTES):
-        write_bytes(load_bytes(uri, position, min(position + CAT_BYTES, end)))
+        write_bytes(load_bytes(uri, position, min(position + CAT_BYTES, end), **source))
 
 
 def _cat_whole(path: str) -> None:
@@ -130,12 +134,13 @@ def _cat_whole(path: str) -> None:
 @click.command()
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def info(uri: str, as_json: bool) -> None:
+@source_options
+def info(uri: str, as_json: bool, **source: Any) -> None:
     """Print what is known about URI: its size, where it is, who has it."""
     from kachery_p2p.client.asking import describe
 
     wanted = parse_uri(uri)
-    known = describe(wanted)
+    known = describe(wanted, origin_of(source))
     if as_json:
         told = {
             "uri": format_uri(wanted),

@@ -66,6 +66,9 @@ def connect() -> Daemon:
         )
     address = settings.daemon_address()
     if address is None:
+        socket_path = settings.daemon_socket()
+        if socket_path is not None:
+            return unix_daemon(*os.path.split(socket_path))
         return unix_daemon(settings.config_dir())
     # 40 ms of http.client, which only clients of another machine's daemon should pay.
     from kachery_p2p.client.http_daemon import HttpDaemon
@@ -82,19 +85,22 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def unix_daemon(config_dir: str) -> UnixDaemon:
+def unix_daemon(config_dir: str, name: str = SOCKET_NAME) -> UnixDaemon:
     """This thread's connection to the daemon of `config_dir`: opened at its first call and kept."""
-    if _kept.daemon is None or _kept.daemon.config_dir != config_dir:
-        _kept.daemon = UnixDaemon(config_dir)
-    return _kept.daemon
+    kept = _kept.daemon
+    if kept is None or (kept.config_dir, kept.name) != (config_dir, name):
+        kept = _kept.daemon = UnixDaemon(config_dir, name)
+    return kept
 
 
 class UnixDaemon:
     """The daemon of a configuration directory of this computer, through its socket."""
 
-    def __init__(self, config_dir: str) -> None:
+    def __init__(self, config_dir: str, name: str = SOCKET_NAME) -> None:
         self._socket: socket.socket | None = None
         self.config_dir = config_dir
+        # The name of the socket in there.
+        self.name = name
         self._pid = 0
 
     def call(
@@ -147,7 +153,7 @@ class UnixDaemon:
 
     def _connected(self, deadline: float | None) -> socket.socket:
         if self._socket is None:
-            self._socket = _open(self.config_dir, deadline)
+            self._socket = _open(self.config_dir, self.name, deadline)
             self._pid = os.getpid()
         return self._socket
 
@@ -160,10 +166,10 @@ def _is_idle(connection: socket.socket) -> bool:
     return not poll.poll(0)
 
 
-def _open(config_dir: str, deadline: float | None) -> socket.socket:
+def _open(config_dir: str, name: str, deadline: float | None) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_path(config_dir) as path:
+        with _short_path(config_dir, name) as path:
             _connect(connection, path, deadline)
     except BaseException as error:
         connection.close()
@@ -174,9 +180,9 @@ def _open(config_dir: str, deadline: float | None) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _short_path(config_dir: str) -> Iterator[str]:
+def _short_path(config_dir: str, name: str) -> Iterator[str]:
     """The socket's path, or a short way to it through an open descriptor of its directory."""
-    path = os.path.join(config_dir, SOCKET_NAME)
+    path = os.path.join(config_dir, name)
     if len(os.fsencode(path)) <= PATH_BYTES_MAX:
         yield path
         return
@@ -184,7 +190,7 @@ def _short_path(config_dir: str) -> Iterator[str]:
         raise ConfigError(f"{path} is too long for a socket", hint="choose a shorter directory")
     directory = os.open(config_dir, os.O_PATH | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{directory}/{SOCKET_NAME}"
+        yield f"/proc/self/fd/{directory}/{name}"
     finally:
         os.close(directory)
 
@@ -211,7 +217,8 @@ def _why_not(config_dir: str, error: OSError) -> KacheryError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return DaemonAuthError(
             f"the configuration directory {config_dir} belongs to {_owner(config_dir)}",
-            hint="set KACHERY_P2P_CONFIG_DIR to a directory of your own",
+            hint="set KACHERY_P2P_CONFIG_DIR to a directory of your own; or ask its owner to let"
+            " you in with `kachery-p2p start --auth-group`",
         )
     return DaemonDownError(
         f"the daemon's socket in {config_dir} cannot be used: {error.strerror or error}",

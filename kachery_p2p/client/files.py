@@ -13,13 +13,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kachery_p2p.client import settings
+from kachery_p2p.client.origin import ANYWHERE, Origin
+from kachery_p2p.client.origin import origin as origin_of
 from kachery_p2p.content.uris import Uri, parse_uri
 from kachery_p2p.errors import DataFormatError, InvalidRangeError, LoadFileError
 from kachery_p2p.limits import VALUE_BYTES_MAX
 from kachery_p2p.store.paths import blob_path
+
+if TYPE_CHECKING:
+    from kachery_p2p.client.asking import ChannelInfo, Found
 
 Channels = Sequence[str] | None
 PathLike = str | os.PathLike[str]
@@ -109,18 +114,32 @@ def _named(label: str | None, default: str) -> str:
 # --- loading --------------------------------------------------------------------------
 
 
-def load_file(uri: str, dest: PathLike | None = None, *, verify: bool = False) -> str:
+def load_file(
+    uri: str,
+    dest: PathLike | None = None,
+    *,
+    verify: bool = False,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> str:
     """The path of a file with the content, to be read only; or `dest`, with a copy written to it.
 
     `dest` may be a file (replaced whole or not at all) or an existing directory, which
     then gets a file of the URI's name. Raises a LoadFileError; never returns None.
     What comes from others is always verified. What is stored here is read and verified
     only on `verify`: it is then a CorruptObjectError if it has other bytes by now.
+
+    What is not stored here is fetched, with `from_channel` only from members of the
+    channel of that name, with `from_node` only from that node (its id, or as much of its
+    label as no other connected node has), with `timeout` within so many seconds, or it
+    is a LoadTimeoutError.
     """
     wanted = parse_uri(uri)
+    origin = origin_of(from_channel, from_node, timeout)
     path = find_local(wanted)
     if path is None:
-        path = fetch(wanted)
+        path = fetch(wanted, origin)
     elif verify:
         from kachery_p2p.client.local import verify_stored
 
@@ -132,20 +151,35 @@ def load_file(uri: str, dest: PathLike | None = None, *, verify: bool = False) -
     return loading.copy_out(wanted, path, os.fspath(dest))
 
 
-def load_files(uris: Iterable[str]) -> list[str]:
+def load_files(
+    uris: Iterable[str],
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> list[str]:
     """The paths of files with the contents, in the same order, to be read only.
 
     If some cannot be had it raises a LoadFilesError that says which; the others were
-    loaded, and are there the next time.
+    loaded, and are there the next time. `timeout` is for each of them.
     """
     from kachery_p2p.client import many
 
-    return many.load_files(uris)
+    return many.load_files(uris, origin_of(from_channel, from_node, timeout))
 
 
-def load_bytes(uri: str, start: int, end: int) -> bytes:
+def load_bytes(
+    uri: str,
+    start: int,
+    end: int,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> bytes:
     """The bytes from `start` up to, not including, `end`; only they are fetched if it can be."""
     wanted = parse_uri(uri)
+    origin = origin_of(from_channel, from_node, timeout)
     if not 0 <= start <= end:
         raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
     path = find_local(wanted)
@@ -153,41 +187,90 @@ def load_bytes(uri: str, start: int, end: int) -> bytes:
         return read_range(path, start, end)
     from kachery_p2p.client import loading
 
-    return loading.fetch_range(wanted, start, end)
+    return loading.fetch_range(wanted, start, end, origin)
 
 
-def load_text(uri: str) -> str:
+def load_text(
+    uri: str,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> str:
     """The content as text, which must be UTF-8."""
     from kachery_p2p.content.values import decode_text
 
-    return decode_text(_load_value(uri))
+    return decode_text(_load_value(uri, from_channel, from_node, timeout))
 
 
-def load_json(uri: str) -> Any:
+def load_json(
+    uri: str,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> Any:
     """The content as the value that its JSON says."""
     from kachery_p2p.content.values import decode_json
 
-    return decode_json(_load_value(uri))
+    return decode_json(_load_value(uri, from_channel, from_node, timeout))
 
 
-def load_npy(uri: str) -> Any:
+def load_npy(
+    uri: str,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> Any:
     """The content as a numpy array."""
     from kachery_p2p.content.values import decode_npy
 
-    return decode_npy(_load_value(uri))
+    return decode_npy(_load_value(uri, from_channel, from_node, timeout))
 
 
-def load_pkl(uri: str) -> Any:
+def load_pkl(
+    uri: str,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> Any:
     """The content as the value that was pickled. A pickle that could run code is refused."""
     from kachery_p2p.content.values import decode_pickle
 
-    return decode_pickle(_load_value(uri))
+    return decode_pickle(_load_value(uri, from_channel, from_node, timeout))
 
 
 def load_object(uri: str) -> Any:
     """The older name of `load_json`."""
     _deprecated("load_object", "load_json")
     return load_json(uri)
+
+
+def find_file(
+    uri: str,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> Found:
+    """Who has the content: `local`, `size`, and `providers` (node_id, label, channel) of others.
+
+    That nobody has it is no error: then `size` is None. `asked` is False when no daemon
+    runs, who alone can ask others. `from_channel` and `from_node` say who is asked,
+    `timeout` for how long.
+    """
+    from kachery_p2p.client import asking
+
+    return asking.find(parse_uri(uri), origin_of(from_channel, from_node, timeout))
+
+
+def get_channels() -> list[ChannelInfo]:
+    """The channels this node is in: name, id, kind, shared_list, members, peers of each."""
+    from kachery_p2p.client import asking
+
+    return asking.get_channels()
 
 
 def get_node_id() -> str:
@@ -251,16 +334,19 @@ def pread_all(descriptor: int, offset: int, length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def fetch(wanted: Uri) -> str:
+def fetch(wanted: Uri, origin: Origin = ANYWHERE) -> str:
     """The path of a content that is not here, once the daemon has brought it."""
     from kachery_p2p.client import loading
 
-    return loading.fetch(wanted)
+    return loading.fetch(wanted, origin)
 
 
-def _load_value(uri: str) -> bytes:
+def _load_value(
+    uri: str, from_channel: str | None, from_node: str | None, timeout: float | None
+) -> bytes:
     """All bytes of something small enough to be a value."""
-    descriptor = open_stored(load_file(uri))
+    path = load_file(uri, from_channel=from_channel, from_node=from_node, timeout=timeout)
+    descriptor = open_stored(path)
     try:
         size = os.fstat(descriptor).st_size
         if size > VALUE_BYTES_MAX:

@@ -7,10 +7,12 @@ import http.client
 import json
 import os
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from kachery_p2p.client.daemon import Progress, Reply
+from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.errors import (
     DaemonDownError,
     DaemonProtocolError,
@@ -48,7 +50,7 @@ class HttpDaemon:
     ) -> Reply:
         """As `UnixDaemon.call`; descriptors do not travel over HTTP."""
         assert descriptor is None, "a descriptor cannot travel over HTTP"
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         payload = json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         with _Exchange(self, deadline) as exchange:
@@ -56,18 +58,23 @@ class HttpDaemon:
             result = _answer(op, _lines(response, exchange.set_patience), progress)
         return result, None
 
-    def read_blob(self, content: str, root: str | None) -> Iterator[bytes]:
+    def read_blob(
+        self, content: str, root: str | None, timeout_s: float | None = None
+    ) -> Iterator[bytes]:
         """The blob's bytes in pieces; whoever keeps them verifies them."""
-        with _Exchange(self, None) as exchange:
+        with _Exchange(self, _deadline(timeout_s)) as exchange:
             response = exchange.request("GET", _blob_target(content, root))
-            yield from _pieces(response)
+            yield from _pieces(response, exchange.set_patience)
 
-    def read_range(self, content: str, root: str | None, start: int, end: int) -> bytes:
+    def read_range(
+        self, content: str, root: str | None, start: int, end: int, origin: Origin = ANYWHERE
+    ) -> bytes:
         """The bytes from `start` to `end`, which the daemon has verified."""
         headers = {"Range": f"bytes={start}-{end - 1}"}
-        with _Exchange(self, None) as exchange:
-            response = exchange.request("GET", _blob_target(content, root), None, headers)
-            data = b"".join(_pieces(response))
+        target = _blob_target(content, root, origin)
+        with _Exchange(self, _deadline(origin.answer_s)) as exchange:
+            response = exchange.request("GET", target, None, headers)
+            data = b"".join(_pieces(response, exchange.set_patience))
         size = response.getheader("Content-Range", "").rpartition("/")[2]
         if size.isdecimal() and end > int(size):
             # HTTP cuts a range at the end of the file; we do not.
@@ -169,12 +176,20 @@ def _error_of(response: http.client.HTTPResponse) -> KacheryError:
         )
 
 
-def _blob_target(content: str, root: str | None) -> str:
-    return f"/blobs/sha1/{content}" + (f"?root={root}" if root else "")
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
 
 
-def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while piece := response.read(DOOR_PIECE_BYTES):
+def _blob_target(content: str, root: str | None, origin: Origin = ANYWHERE) -> str:
+    query = {**({"root": root} if root else {}), **origin.fields}
+    return f"/blobs/sha1/{content}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+
+
+def _pieces(response: http.client.HTTPResponse, before_each: Callable[[], None]) -> Iterator[bytes]:
+    while True:
+        before_each()
+        if not (piece := response.read(DOOR_PIECE_BYTES)):
+            return
         yield piece
 
 

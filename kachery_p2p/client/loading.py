@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kachery_p2p.client.daemon import Daemon, UnixDaemon, connect
+from kachery_p2p.client.daemon import Daemon, Reply, UnixDaemon, connect
 from kachery_p2p.client.files import find_local, open_stored, pread_all, read_range
+from kachery_p2p.client.origin import ANYWHERE, Deadline, Origin
 from kachery_p2p.client.progress import Reporter
 from kachery_p2p.content.uris import Uri
 from kachery_p2p.errors import (
@@ -26,24 +27,27 @@ if TYPE_CHECKING:
     from kachery_p2p.client.http_daemon import HttpDaemon
 
 
-def fetch(wanted: Uri) -> str:
+def fetch(wanted: Uri, origin: Origin = ANYWHERE) -> str:
     """The path of the content, once the daemon has it and it is within our reach."""
+    until = origin.until()
     try:
         daemon = connect()
-        with Reporter() as reporter:
-            result, descriptor = daemon.call("load", _body(wanted), progress=reporter.tell)
+        result, descriptor = _call(daemon, "load", wanted, origin)
     except DaemonDownError as error:
         raise _nowhere(wanted, error) from error
     try:
         # A daemon with the same store directory has put it there.
-        return find_local(wanted) or _take_over(wanted, result, descriptor, daemon)
+        return find_local(wanted) or _take_over(wanted, result, descriptor, daemon, until)
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _body(wanted: Uri) -> dict[str, Any]:
-    return {"content": wanted.content, "root": wanted.root, "timeout_s": None}
+def _call(daemon: Daemon, op: str, wanted: Uri, origin: Origin, **more: Any) -> Reply:
+    """An operation that may fetch: its progress is shown, and it ends in the time allowed."""
+    body = {"content": wanted.content, "root": wanted.root, **more, **origin.fields}
+    with Reporter() as reporter:
+        return daemon.call(op, body, progress=reporter.tell, timeout_s=origin.answer_s)
 
 
 def _nowhere(wanted: Uri, error: DaemonDownError) -> NotFoundError:
@@ -53,16 +57,22 @@ def _nowhere(wanted: Uri, error: DaemonDownError) -> NotFoundError:
     )
 
 
-def _take_over(wanted: Uri, result: dict[str, Any], descriptor: int | None, daemon: Daemon) -> str:
+def _take_over(
+    wanted: Uri,
+    result: dict[str, Any],
+    descriptor: int | None,
+    daemon: Daemon,
+    until: Deadline,
+) -> str:
     """Copy the content from a daemon with another store into ours, so that next time is a hit."""
     if not isinstance(daemon, UnixDaemon):
-        pieces = daemon.read_blob(wanted.content, wanted.root)
+        pieces = daemon.read_blob(wanted.content, wanted.root, until.left_s)
     elif descriptor is not None:
         pieces = _pieces_of(descriptor)
     else:
         raise DaemonProtocolError("the daemon loaded the content but did not hand it over")
     try:
-        return put_pieces(wanted, pieces, result["size"])
+        return put_pieces(wanted, until.kept_by(pieces), result["size"])
     except (StorePermissionError, StorageFullError):
         path = result["path"]
         if descriptor is not None and isinstance(path, str) and _is_same(path, descriptor):
@@ -97,12 +107,12 @@ def _is_same(path: str, descriptor: int) -> bool:
     return same and os.access(path, os.R_OK)
 
 
-def fetch_range(wanted: Uri, start: int, end: int) -> bytes:
+def fetch_range(wanted: Uri, start: int, end: int, origin: Origin = ANYWHERE) -> bytes:
     """Bytes of a content that is not stored here."""
     daemon = _daemon_for(wanted)
     if not isinstance(daemon, UnixDaemon):
-        return _fetch_range_over_http(daemon, wanted, start, end)
-    result, descriptor = _load_range(daemon, wanted, start, end)
+        return _fetch_range_over_http(daemon, wanted, start, end, origin)
+    result, descriptor = _load_range(daemon, wanted, start, end, origin)
     try:
         if result["length"] != end - start:
             raise DaemonProtocolError("the daemon handed over another range than asked for")
@@ -111,12 +121,12 @@ def fetch_range(wanted: Uri, start: int, end: int) -> bytes:
         os.close(descriptor)
 
 
-def fetch_size(wanted: Uri) -> int:
+def fetch_size(wanted: Uri, origin: Origin = ANYWHERE) -> int:
     """The size of a content that is not stored here and has a root, which vouches for it."""
     daemon = _daemon_for(wanted)
     if not isinstance(daemon, UnixDaemon):
-        return _size_over_http(daemon, wanted)
-    result, descriptor = _load_range(daemon, wanted, 0, 0)
+        return _size_over_http(daemon, wanted, origin)
+    result, descriptor = _load_range(daemon, wanted, 0, 0, origin)
     os.close(descriptor)
     return int(result["size"])
 
@@ -129,12 +139,10 @@ def _daemon_for(wanted: Uri) -> Daemon:
 
 
 def _load_range(
-    daemon: UnixDaemon, wanted: Uri, start: int, end: int
+    daemon: UnixDaemon, wanted: Uri, start: int, end: int, origin: Origin
 ) -> tuple[dict[str, Any], int]:
-    body = {"content": wanted.content, "root": wanted.root, "start": start, "end": end}
     try:
-        with Reporter() as reporter:
-            result, descriptor = daemon.call("load_range", body, progress=reporter.tell)
+        result, descriptor = _call(daemon, "load_range", wanted, origin, start=start, end=end)
     except DaemonDownError as error:
         raise _nowhere(wanted, error) from error
     if descriptor is None:
@@ -142,33 +150,34 @@ def _load_range(
     return result, descriptor
 
 
-def _fetch_range_over_http(daemon: HttpDaemon, wanted: Uri, start: int, end: int) -> bytes:
+def _fetch_range_over_http(
+    daemon: HttpDaemon, wanted: Uri, start: int, end: int, origin: Origin
+) -> bytes:
     try:
         if wanted.root is None:
             # Nothing vouches for a part, so the daemon must have the whole first; with
             # `load` it says that it is alive meanwhile, which GET cannot.
-            with Reporter() as reporter:
-                daemon.call("load", _body(wanted), progress=reporter.tell)
+            _call(daemon, "load", wanted, origin)
             if (path := find_local(wanted)) is not None:
                 return read_range(path, start, end)
         if start == end:
-            return _check_empty(daemon, wanted, end)
-        return daemon.read_range(wanted.content, wanted.root, start, end)
+            return _check_empty(daemon, wanted, end, origin)
+        return daemon.read_range(wanted.content, wanted.root, start, end, origin)
     except DaemonDownError as error:
         raise _nowhere(wanted, error) from error
 
 
-def _check_empty(daemon: HttpDaemon, wanted: Uri, end: int) -> bytes:
+def _check_empty(daemon: HttpDaemon, wanted: Uri, end: int, origin: Origin) -> bytes:
     """HTTP has no empty range, but one that lies outside the file is still wrong."""
-    size = _size_over_http(daemon, wanted)
+    size = _size_over_http(daemon, wanted, origin)
     if end > size:
         raise InvalidRangeError(f"{end} does not lie inside the {size} bytes of the file")
     return b""
 
 
-def _size_over_http(daemon: HttpDaemon, wanted: Uri) -> int:
+def _size_over_http(daemon: HttpDaemon, wanted: Uri, origin: Origin) -> int:
     try:
-        size = daemon.call("find", _body(wanted))[0]["size"]
+        size = _call(daemon, "find", wanted, origin)[0]["size"]
     except DaemonDownError as error:
         raise _nowhere(wanted, error) from error
     if size is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from kachery_p2p.client.files import Channels, PathLike, fetch, find_local
+from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.content.uris import Uri, parse_uri
 from kachery_p2p.errors import (
     KacheryError,
@@ -36,7 +37,7 @@ def store_files(paths: Iterable[PathLike], channels: Channels) -> list[str]:
     return [uri for uri in uris if uri is not None]
 
 
-def load_files(uris: Iterable[str]) -> list[str]:
+def load_files(uris: Iterable[str], origin: Origin = ANYWHERE) -> list[str]:
     """Paths of files with the contents. LoadFilesError if some could not be had."""
     texts = list(_several("URIs", uris))
     wanted, failed = _parsed(texts)
@@ -44,7 +45,7 @@ def load_files(uris: Iterable[str]) -> list[str]:
         # Before anything is fetched: a mistyped one may be noticed hours later otherwise.
         raise _not_loaded(failed, len(texts))
     paths: dict[str, str] = {}
-    for find in (_find, fetch):
+    for find in (find_local, lambda one: fetch(one, origin)):
         for text in wanted:
             try:
                 if text not in paths and text not in failed and (path := find(wanted[text])):
@@ -54,10 +55,6 @@ def load_files(uris: Iterable[str]) -> list[str]:
     if failed:
         raise _not_loaded(failed, len(texts))
     return [paths[text] for text in texts]
-
-
-def _find(wanted: Uri) -> str | None:
-    return find_local(wanted)
 
 
 def _parsed(texts: list[str]) -> tuple[dict[str, Uri], dict[str, KacheryError]]:

@@ -7,7 +7,9 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO
 
-from kachery_p2p.client.files import find_local, load_bytes, load_file, open_stored
+from kachery_p2p.client.files import fetch, find_local, load_bytes, open_stored
+from kachery_p2p.client.origin import ANYWHERE, Origin
+from kachery_p2p.client.origin import origin as origin_of
 from kachery_p2p.content.uris import parse_uri
 from kachery_p2p.limits import CHUNK_BYTES, OPENED_BLOCKS_MAX, OPENED_READ_BYTES_MAX
 
@@ -15,29 +17,38 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-def open(uri: str) -> BinaryIO:
+def open(
+    uri: str,
+    *,
+    from_channel: str | None = None,
+    from_node: str | None = None,
+    timeout: float | None = None,
+) -> BinaryIO:
     """The content as a binary file, open for reading, with seek; close it, or use `with`.
 
     What is stored here is read in place. Of what is not, blocks of 1 MiB are fetched and
     verified as they are read, if the URI has a root; else the whole is fetched first.
-    Threads may share it, though it has only one position.
+    Threads may share it, though it has only one position. `from_channel`, `from_node` and
+    `timeout` are those of `load_file`, for each time that something is fetched.
     """
     wanted = parse_uri(uri)
+    origin = origin_of(from_channel, from_node, timeout)
     path = find_local(wanted)
     if path is None and wanted.root is None:
-        path = load_file(uri)
+        path = fetch(wanted, origin)
     if path is not None:
         return io.BufferedReader(io.FileIO(path, opener=lambda name, _: open_stored(name)))
     from kachery_p2p.client.loading import fetch_size
 
-    return io.BufferedReader(RemoteFile(uri, fetch_size(wanted)))
+    return io.BufferedReader(RemoteFile(uri, fetch_size(wanted, origin), origin))
 
 
 class RemoteFile(io.RawIOBase):
     """The bytes behind a URI, fetched as they are read. A BufferedReader in front locks it."""
 
-    def __init__(self, uri: str, size: int) -> None:
+    def __init__(self, uri: str, size: int, origin: Origin = ANYWHERE) -> None:
         self.name = uri
+        self._origin = origin
         self._size = size
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -75,14 +86,20 @@ class RemoteFile(io.RawIOBase):
             return b""
         if wanted > CHUNK_BYTES:
             end = self._position + min(wanted, OPENED_READ_BYTES_MAX)
-            return load_bytes(self.name, self._position, end)
+            return self._load(self._position, end)
         number, offset = divmod(self._position, CHUNK_BYTES)
         return memoryview(self._block(number))[offset : offset + wanted]
+
+    def _load(self, start: int, end: int) -> bytes:
+        channel, node, timeout_s = self._origin
+        return load_bytes(
+            self.name, start, end, from_channel=channel, from_node=node, timeout=timeout_s
+        )
 
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
             start = number * CHUNK_BYTES
-            data = load_bytes(self.name, start, min(start + CHUNK_BYTES, self._size))
+            data = self._load(start, min(start + CHUNK_BYTES, self._size))
             if len(self._blocks) >= OPENED_BLOCKS_MAX:
                 self._blocks.popitem(last=False)
             self._blocks[number] = data

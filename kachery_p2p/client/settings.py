@@ -5,6 +5,7 @@ Never cached: programs (Spyglass, for one) change these variables between calls.
 
 from __future__ import annotations
 
+import functools
 import os
 
 from kachery_p2p.errors import ConfigError
@@ -50,7 +51,23 @@ def keeps_temp_files() -> bool:
 
 def _directory(variable: str, default: str) -> str:
     # An empty variable is what `export X=` in a shell leaves behind: it means "not set".
-    return os.path.abspath(os.path.expanduser(os.environ.get(variable) or default))
+    path = os.environ.get(variable) or default
+    if path.startswith("/"):
+        return _normal(path)
+    return os.path.abspath(os.path.expanduser(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _normal(path: str) -> str:
+    """The same few paths, six times a call."""
+    return os.path.normpath(path)
+
+
+def daemon_socket() -> str | None:
+    """The socket of another user's daemon that lets us in: KACHERY_P2P_DAEMON_SOCKET, or None."""
+    if not os.environ.get("KACHERY_P2P_DAEMON_SOCKET"):
+        return None
+    return _directory("KACHERY_P2P_DAEMON_SOCKET", "")
 
 
 def daemon_address() -> tuple[str, int] | None:

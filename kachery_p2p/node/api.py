@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import trio
@@ -18,18 +18,31 @@ from kachery_p2p.errors import (
     LoadTimeoutError,
     NotFoundError,
     RootMismatchError,
-    UnknownChannelError,
 )
 from kachery_p2p.limits import FIND_S_MAX
+from kachery_p2p.node.asked import content_and_root, sources
 from kachery_p2p.node.doors import Call, Handlers, pieces_in_thread
 from kachery_p2p.node.parts import Parts
+from kachery_p2p.node.sharing_api import SharingApi
 from kachery_p2p.node.status import status_of
 from kachery_p2p.store.blobs import Stored
 from kachery_p2p.store.objects import Opened
 from kachery_p2p.transfer.fetch import State
+from kachery_p2p.transfer.sources import Claim, Source
 from kachery_p2p.wire.operations import DOOR_VERSION, check_version
 
 log = logging.getLogger(__name__)
+
+# What of `status` is only for whoever runs the node.
+_NOT_FOR_GUESTS: dict[str, Any] = {
+    "addresses": [],
+    "http": None,
+    "peers": [],
+    "loads": [],
+    "pending_shares": 0,
+    "bytes_served": 0,
+    "problems": [],
+}
 
 
 class Api:
@@ -37,18 +50,20 @@ class Api:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._sharing = SharingApi(parts)
 
     def handlers(self) -> Handlers:
         return {
             "hello": self._hello,
             "status": self._status,
+            "channels": self._channels,
             "load": self._load,
             "load_range": self._load_range,
             "find": self._find,
-            "share": self._share,
             "store": self._store,
             "put": self._put,
             "stop": self._stop,
+            **self._sharing.handlers(),
         }
 
     async def _hello(self, call: Call) -> dict[str, Any]:
@@ -63,7 +78,19 @@ class Api:
         }
 
     async def _status(self, call: Call) -> dict[str, Any]:
-        return status_of(self._parts)
+        told = status_of(self._parts)
+        return told if call.guest is None else {**told, **_NOT_FOR_GUESTS}
+
+    async def _channels(self, call: Call) -> dict[str, Any]:
+        kinds = {channel.id: channel.kind for channel in self._parts.channels}
+        shared = share_list(self._parts.config.config_dir)
+        told = status_of(self._parts)["channels"]
+        return {
+            "channels": [
+                {**one, "kind": kinds[one["id"]], "shared_list": one["id"] in shared}
+                for one in told
+            ]
+        }
 
     async def _stop(self, call: Call) -> dict[str, Any]:
         self._parts.stop.set()
@@ -72,10 +99,11 @@ class Api:
     # --- loading --------------------------------------------------------------------------------
 
     async def _load(self, call: Call) -> dict[str, Any]:
-        content, root = _asked(call.body)
+        content, root = content_and_root(call.body)
         opened = await self._local(content, root)
         if opened is None:
-            await self._download(content, root, call)
+            with _within(call):
+                await self._download(content, root, call)
             opened = await self._local(content, root)
         if opened is None:
             raise NotFoundError(f"sha1://{content} was removed from the store while it was loaded")
@@ -88,22 +116,22 @@ class Api:
             }
 
     async def _load_range(self, call: Call) -> dict[str, Any]:
-        content, root = _asked(call.body)
+        content, root = content_and_root(call.body)
         start, end = call.body["start"], call.body["end"]
         opened = await self._local(content, root)
         if opened is None and root is None:
             # No hash vouches for a part of it: the whole is fetched and verified first.
-            await self._download(content, None, call)
+            with _within(call):
+                await self._download(content, None, call)
             opened = await self._local(content, None)
         if opened is not None:
             with opened:
                 size, descriptor = opened.root_object.size, os.dup(opened.descriptor)
+        elif root is not None:
+            with _within(call):
+                descriptor, size = await self._download_range(content, root, call)
         else:
-            assert root is not None
-            network = await self._parts.network()
-            descriptor, size = await network.downloads.load_range(
-                content, root, start, end, _teller(call)
-            )
+            raise NotFoundError(f"sha1://{content} was removed from the store while it was loaded")
         call.attach(descriptor)
         if not start <= end <= size:
             raise InvalidRangeError(f"bytes {start} to {end} are not in a file of {size} bytes")
@@ -131,56 +159,63 @@ class Api:
         return opened
 
     async def _download(self, content: ContentHash, root: Root | None, call: Call) -> None:
-        timeout_s = call.body.get("timeout_s")
+        only = await sources(self._parts, call.body)
         network = await self._parts.network()
-        with trio.move_on_after(float("inf") if timeout_s is None else timeout_s) as limit:
-            await network.downloads.load(content, root, _teller(call))
-        if limit.cancelled_caught:
-            raise LoadTimeoutError(
-                f"sha1://{content} did not arrive within {timeout_s:.0f} s",
-                hint="what arrived is kept: run it again to resume",
-            )
+        await network.downloads.load(content, root, _teller(call), only)
+
+    async def _download_range(
+        self, content: ContentHash, root: Root, call: Call
+    ) -> tuple[int, int]:
+        only = await sources(self._parts, call.body)
+        network = await self._parts.network()
+        start, end = call.body["start"], call.body["end"]
+        return await network.downloads.load_range(content, root, start, end, _teller(call), only)
 
     async def _find(self, call: Call) -> dict[str, Any]:
-        content, root = _asked(call.body)
-        timeout_s = call.body["timeout_s"]
+        content, root = content_and_root(call.body)
         opened = await self._local(content, root)
         size = None
         if opened is not None:
             with opened:
                 size = opened.root_object.size
-        if timeout_s == 0:
-            return {"local": opened is not None, "size": size, "providers": []}
-        network = await self._parts.network()
-        claims = await network.holders.find(
-            content,
-            lambda claim: root in (None, claim.root),
-            FIND_S_MAX if timeout_s is None else timeout_s,
-        )
-        providers = [
-            {
-                "node_id": claim.source.node,
-                "label": claim.source.name,
-                "channel": self._parts.channel_name(claim.source.channel),
-            }
-            for claim in claims
-        ]
+        claims: list[Claim] = []
+        with trio.move_on_after(_seconds(call)):
+            if call.body["timeout_s"] != 0:
+                claims = await self._claims(content, root, call)
         if size is None and claims:
             size = claims[0].size
-        return {"local": opened is not None, "size": size, "providers": providers}
+        return {
+            "local": opened is not None,
+            "size": size,
+            "providers": [self._provider(claim.source) for claim in claims],
+        }
 
-    # --- storing and sharing -------------------------------------------------------------------
+    async def _claims(self, content: ContentHash, root: Root | None, call: Call) -> list[Claim]:
+        only = await sources(self._parts, call.body)
+        network = await self._parts.network()
+        return await network.holders.find(
+            content,
+            lambda claim: root in (None, claim.root),
+            min(FIND_S_MAX, _seconds(call)),
+            only,
+        )
+
+    def _provider(self, source: Source) -> dict[str, Any]:
+        channel = self._parts.channel_name(source.channel)
+        return {"node_id": source.node, "label": source.name, "channel": channel}
+
+    # --- storing -------------------------------------------------------------------
 
     async def _store(self, call: Call) -> dict[str, Any]:
         assert call.descriptor is not None
-        channels = self._channel_ids(call.body["channels"])
+        channels = self._sharing.channels(call.body["channels"])
         # A copy of the descriptor: the door closes its own when the client leaves, and the
         # thread, left to itself then, must not read whatever file gets that number next.
         stored = await trio.to_thread.run_sync(
             self._put_file, os.dup(call.descriptor), abandon_on_cancel=True
         )
         if call.body["channels"] != []:
-            await self._grant([stored.content], channels)
+            await self._sharing.grant(call, [stored.content], channels)
         return _stored(stored)
 
     def _put_file(self, descriptor: int) -> Stored:
@@ -195,47 +230,23 @@ class Api:
         content = ContentHash(call.body["content"])
         return _stored(await trio.to_thread.run_sync(self._parts.blobs.put_stream, pieces, content))
 
-    async def _share(self, call: Call) -> dict[str, Any]:
-        channels = self._channel_ids(call.body["channels"])
-        shared = 0
-        if call.body["pending"] and channels:
-            shared += await trio.to_thread.run_sync(
-                self._parts.grants.grant_pending, channels, "shared", time.time()
-            )
-        contents = [ContentHash(text) for text in call.body["contents"] or ()]
-        here = [content for content in contents if self._parts.blobs.find(content) is not None]
-        # No channels given ([]) is the wish to share with nobody, not one for later.
-        if here and call.body["channels"] != []:
-            await self._grant(here, channels)
-        return {
-            "shared": shared + (len(here) if channels else 0),
-            "channels": [self._parts.channel_name(channel) for channel in channels],
-            "missing": [content for content in contents if content not in here],
-        }
 
-    async def _grant(self, contents: list[ContentHash], channels: list[str]) -> None:
-        """Grant in these channels; with no channel joined yet, keep it pending."""
-        await trio.to_thread.run_sync(
-            self._parts.grants.grant, contents, channels or None, "stored", time.time()
+def _seconds(call: Call) -> float:
+    """What the client gave the call; without bound if it said nothing."""
+    timeout_s = call.body["timeout_s"]
+    return float("inf") if timeout_s is None else float(timeout_s)
+
+
+@contextlib.contextmanager
+def _within(call: Call) -> Iterator[None]:
+    """LoadTimeoutError when what is done inside takes longer than the client allows."""
+    with trio.move_on_after(_seconds(call)) as limit:
+        yield
+    if limit.cancelled_caught:
+        raise LoadTimeoutError(
+            f"sha1://{call.body['content']} did not arrive within {_seconds(call):g} s",
+            hint="what arrived is kept: run it again to resume",
         )
-
-    def _channel_ids(self, names: list[str] | None) -> list[str]:
-        """The ids of channels given by name; None means the share list."""
-        if names is None:
-            return list(share_list(self._parts.config.config_dir))
-        known = {channel.name: channel.id for channel in self._parts.channels}
-        for name in names:
-            if name not in known:
-                raise UnknownChannelError(
-                    f"this node is not in a channel named {name!r}",
-                    hint="`kachery-p2p channel list` names the channels it is in",
-                )
-        return [known[name] for name in names]
-
-
-def _asked(body: Mapping[str, Any]) -> tuple[ContentHash, Root | None]:
-    root = body["root"]
-    return ContentHash(body["content"]), Root(root) if root is not None else None
 
 
 def _stored(stored: Stored) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Call:
     `descriptor` belongs to the door, which closes it when the handler has returned:
     who needs it longer duplicates it. `stream` is the body of a PUT in pieces of at
     most 256 KiB. Exactly one of `uid` (Unix door) and `remote` (HTTP door) is set.
+    `guest` is the uid of a caller who does not run the node, else None.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Call:
             wanted = "needs" if operation.takes_descriptor else "takes no"
             raise DaemonProtocolError(f"operation {operation.name} {wanted} descriptor")
         self.uid = uid
+        self.guest = uid if uid != os.geteuid() else None
         self.remote = remote
         self.descriptor = descriptor
         self.stream = stream

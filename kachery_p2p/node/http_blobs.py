@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import urllib.parse
 from typing import Any
+from urllib.parse import parse_qs
 
 import trio
 
@@ -43,8 +43,10 @@ class _Blob:
         self._content = request.path.removeprefix(PREFIX)
         if len(self._content) != 40 or self._content.strip("0123456789abcdef"):
             raise HttpError(404, "no such page")
-        roots = urllib.parse.parse_qs(request.query, max_num_fields=8).get("root")
-        self._name = {"content": self._content, "root": roots[0] if roots else None}
+        query = _parse_query(request.query)
+        self._name = {"content": self._content, "root": query.get("root")}
+        self._sources = {key: query.get(key) for key in ("from_channel", "from_node")}
+        self._timeout_s = _seconds(query.get("timeout_s"))
 
     async def put(self) -> None:
         length = self._request.header("content-length")
@@ -61,7 +63,8 @@ class _Blob:
         await self._connection.finish()
 
     async def get(self) -> None:
-        call = self._call("load", {**self._name, "timeout_s": None})
+        body = {**self._name, **self._sources, "timeout_s": self._timeout_s}
+        call = self._call("load", body)
         try:
             loaded = _result(await self._run(call))
             size = loaded["size"]
@@ -72,7 +75,8 @@ class _Blob:
     async def get_range(self, asked: str) -> None:
         size = await self._size()
         start, end = parse_range(asked, size)
-        call = self._call_as_owner("load_range", {**self._name, "start": start, "end": end})
+        body = {**self._name, **self._sources, "timeout_s": self._timeout_s}
+        call = self._call_as_owner("load_range", {**body, "start": start, "end": end})
         try:
             found = _result(await self._run(call))
             extent = ("Content-Range", f"bytes {start}-{end - 1}/{size}")
@@ -117,8 +121,9 @@ class _Blob:
 
     async def _size(self) -> int:
         """The blob's size, from this node's own store if it is there, else from who has it."""
-        for timeout_s in (0, None):
-            call = self._call("find", {**self._name, "timeout_s": timeout_s})
+        for timeout_s in (0, self._timeout_s):
+            body = {**self._name, **self._sources, "timeout_s": timeout_s}
+            call = self._call("find", body)
             size = _result(await self._run(call))["size"]
             if isinstance(size, int):
                 return size
@@ -140,6 +145,21 @@ class _Blob:
             await self._connection.send_data(piece)
             offset += len(piece)
         await self._connection.finish()
+
+
+def _parse_query(text: str) -> dict[str, str]:
+    """Each key's first value. What a browser or a proxy adds does not disturb."""
+    try:
+        return {key: values[0] for key, values in parse_qs(text, max_num_fields=8).items()}
+    except ValueError:
+        raise HttpError(400, "the query has too many fields") from None
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise HttpError(400, "timeout_s must be a number of seconds") from None
 
 
 def _result(reply: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The Unix door: msgpack frames and descriptors on CONFIG/daemon.sock, for this user alone.
+"""The Unix door: msgpack frames and descriptors on CONFIG/daemon.sock, for this user.
+
+With an `auth_group`, other users of that group are let in as guests, who may call what
+the table of operations lets guests call. Everybody else is refused by the kernel (the
+modes of the directory and the socket) and once more here, by the uid that it tells.
 
 One call at a time on a connection, which stays open for the next. A client that sends
 anything while its call runs, or goes away, has its call cancelled. Whoever may send a
@@ -11,7 +15,6 @@ import array
 import contextlib
 import logging
 import os
-import pwd
 import socket
 import stat
 import struct
@@ -31,14 +34,16 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.limits import (
     DOOR_CONNECTIONS_MAX,
+    DOOR_GUESTS_MAX,
     DOOR_IDLE_S_MAX,
     DOOR_PIECE_BYTES,
     DOOR_REQUEST_S_MAX,
     DOOR_WAITING_MAX,
 )
 from kachery_p2p.node.doors import Call, Handlers, Started, internal_error, run
+from kachery_p2p.node.guests import Group, give_to_group, group_named, is_in_group, user_name
 from kachery_p2p.wire.codec import FrameDecoder, encode_frame
-from kachery_p2p.wire.operations import OWNER, error_to_map, operation_named
+from kachery_p2p.wire.operations import GUEST, OWNER, error_to_map, operation_named
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +58,21 @@ async def serve_unix_door(
     config_dir: str,
     handlers: Handlers,
     *,
+    auth_group: str | None = None,
     task_status: Started[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `task_status` is told the socket's path once it accepts.
 
     The caller holds the daemon's lock, so a socket that is already there has no owner.
+    Raises ConfigError, for an unknown `auth_group` too.
     """
     path = os.path.join(config_dir, SOCKET_NAME)
-    directory = _open_private_directory(config_dir)
+    group = None if auth_group is None else group_named(auth_group)
+    directory = _open_private_directory(config_dir, group)
     try:
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(_bind(path, directory)))
-        door = _Door(handlers)
+        listening = _bind(path, directory, group)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        door = _Door(handlers, group)
         task_status.started(path)
         try:
             await trio.serve_listeners(door.welcome, [listener])
@@ -74,12 +83,17 @@ async def serve_unix_door(
         os.close(directory)
 
 
-def _open_private_directory(config_dir: str) -> int:
-    """A descriptor of the directory, which afterwards nobody else may enter."""
+def _open_private_directory(config_dir: str, group: Group | None) -> int:
+    """A descriptor of the directory, which afterwards nobody else may enter but the group.
+
+    The group may not list it: all it can reach is the socket, whose name it knows.
+    """
     try:
         os.makedirs(config_dir, mode=0o700, exist_ok=True)
         directory = os.open(config_dir, os.O_RDONLY | os.O_DIRECTORY)
-        if stat.S_IMODE(os.fstat(directory).st_mode) & 0o077:
+        if group is not None:
+            give_to_group(config_dir, directory, group, 0o710)
+        elif stat.S_IMODE(os.fstat(directory).st_mode) & 0o077:
             os.fchmod(directory, 0o700)
     except OSError as error:
         raise ConfigError(
@@ -89,12 +103,14 @@ def _open_private_directory(config_dir: str) -> int:
     return directory
 
 
-def _bind(path: str, directory: int) -> socket.socket:
+def _bind(path: str, directory: int, group: Group | None) -> socket.socket:
     _remove_stale(path, directory)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(reachable(path, directory))
-        os.chmod(SOCKET_NAME, 0o600, dir_fd=directory)
+        if group is not None:
+            os.chown(SOCKET_NAME, -1, group.gid, dir_fd=directory)
+        os.chmod(SOCKET_NAME, 0o600 if group is None else 0o660, dir_fd=directory)
         listening.listen(128)
     except OSError as error:
         listening.close()
@@ -137,16 +153,18 @@ def peer_uid(connection: trio.socket.SocketType) -> int:
 
 
 class _Door:
-    """Lets clients in: only our own user, and not too many at once.
+    """Lets clients in: only our own user and guests, and not too many at once.
 
     Clients keep their connections, mostly idle. When all places are taken, who comes
     next waits, and whoever has been idle longest loses its place: it connects again
     when it has something to say.
     """
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, group: Group | None) -> None:
         self._handlers = handlers
+        self._group = group
         self._clients = 0
+        self._guests = 0
         self._places = trio.Semaphore(DOOR_CONNECTIONS_MAX)
         # Connections between two calls, the longest idle first, with what wakes them.
         self._idle: dict[_Connection, trio.CancelScope] = {}
@@ -166,10 +184,14 @@ class _Door:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            self._refuse_strangers(connection.uid)
+            self._refuse_too_many()
+            connection.credential = await self._credential(connection.uid)
+            with self._counted(connection.credential):
+                await self._serve_trusted(connection)
         except KacheryError as error:
             await connection.say_last({"error": error_to_map(error)})
-            return
+
+    async def _serve_trusted(self, connection: _Connection) -> None:
         if self._idle and not self._places.value:
             self._idle.pop(next(iter(self._idle))).cancel()
         async with self._places:
@@ -187,23 +209,36 @@ class _Door:
             finally:
                 self._idle.pop(connection, None)
 
-    def _refuse_strangers(self, uid: int) -> None:
-        if uid != os.geteuid():
-            raise DaemonAuthError(
-                f"socket belongs to user {_user_name(os.geteuid())}",
-                hint="start a daemon of your own, with your own KACHERY_P2P_CONFIG_DIR",
-            )
+    async def _credential(self, uid: int) -> str:
+        """What this user is here; DaemonAuthError for a stranger."""
+        if uid == os.geteuid():
+            return OWNER
+        if self._group is not None and await is_in_group(uid, self._group):
+            return GUEST
+        raise DaemonAuthError(
+            f"socket belongs to user {user_name(os.geteuid())}",
+            hint="start a daemon of your own, with your own KACHERY_P2P_CONFIG_DIR",
+        )
+
+    @contextlib.contextmanager
+    def _counted(self, credential: str) -> Iterator[None]:
+        """Guests never take all the places."""
+        self._guests += credential == GUEST
+        try:
+            if credential == GUEST and self._guests > DOOR_GUESTS_MAX:
+                raise DaemonError(
+                    f"{self._guests} clients of other users are too many for the daemon",
+                    hint="try again later",
+                )
+            yield
+        finally:
+            self._guests -= credential == GUEST
+
+    def _refuse_too_many(self) -> None:
         if self._clients > DOOR_CONNECTIONS_MAX + DOOR_WAITING_MAX:
             raise DaemonError(
                 f"{self._clients} clients are too many for the daemon", hint="try again later"
             )
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 BetweenCalls = Callable[["_Connection"], contextlib.AbstractContextManager[None]]
@@ -216,6 +251,7 @@ class _Connection:
         self._decoder = FrameDecoder()
         self._received: list[int] = []
         self.uid = peer_uid(connection)
+        self.credential = "nobody"
 
     async def serve(self, between_calls: BetweenCalls) -> None:
         """Requests one after the other until the client leaves, idles too long or errs."""
@@ -294,7 +330,7 @@ class _Connection:
             call.close_attached()
 
     def _understand(self, request: dict[str, Any], received: list[int]) -> Call:
-        operation = operation_named(request.get("op"), OWNER)
+        operation = operation_named(request.get("op"), self.credential)
         if len(received) > 1:
             raise DaemonProtocolError("more than one descriptor")
         descriptor = received[0] if received else None

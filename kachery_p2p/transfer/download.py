@@ -6,12 +6,15 @@ a peer: one attempt uses only sources that make the same claim, holders who have
 the bytes themselves go first, and after CLAIM_ATTEMPTS_MAX attempts on claims that turn
 out false the load fails with the names of those who made them.
 
-Calls for the same content share one transfer, however many clients wait.
+Calls for the same content share one transfer, however many clients wait. A call that is
+restricted to a channel or a node (`Only`) shares one that uses nobody else, or waits for
+its end: two transfers of the same bytes cannot share a partial.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
@@ -23,6 +26,7 @@ import trio
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.errors import (
     AllProvidersFailedError,
+    InvalidRangeError,
     KacheryError,
     LoadFileError,
     NotFoundError,
@@ -34,6 +38,7 @@ from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX, LIARS_MAX
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.fetch import Fetch, State
+from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.sources import Claim, Holders, Source
 from kachery_p2p.transfer.suppliers import Suppliers
 
@@ -69,10 +74,14 @@ class _Meter:
 class _Transfer:
     """A running fetch, and who is told about it or answers for it."""
 
-    def __init__(self, fetch: Fetch, suppliers: Suppliers, claims: list[Claim]) -> None:
+    def __init__(
+        self, fetch: Fetch, suppliers: Suppliers, claims: list[Claim], node: str | None
+    ) -> None:
         self.fetch = fetch
         self.suppliers = suppliers
         self.channel = claims[0].source.channel
+        # The one node it may use; None = anybody in the channel.
+        self.node = node
         self.meter = _Meter()
         self.listeners: list[Tell] = []
         # Names by node id of all who claim that the content has this root.
@@ -92,17 +101,29 @@ class _Transfer:
 class _Call:
     """One call of `load`: what it tried without success, and why that failed."""
 
-    def __init__(self, content: ContentHash, root: Root | None) -> None:
+    def __init__(self, content: ContentHash, root: Root | None, only: Only = ANYONE) -> None:
         self.content = content
         self.root = root
+        self.only = only
         self.wrong_roots: set[Root] = set()
-        self.given_up: set[tuple[Root, str]] = set()
+        # Of a root, a channel, and the one node (None: anybody) from which it was tried there.
+        self.given_up: set[tuple[Root, str, str | None]] = set()
         self.failures: list[str] = []
 
-    def wants(self, root: Root, channel: str) -> bool:
-        """True for a root that may be tried in a channel."""
-        wanted = self.root in (None, root) and root not in self.wrong_roots
-        return wanted and (root, channel) not in self.given_up
+    def wants_root(self, root: Root) -> bool:
+        return self.root in (None, root) and root not in self.wrong_roots
+
+    def may_begin(self, claim: Claim) -> bool:
+        """True for a claim with which a new transfer may be tried."""
+        tried = (claim.root, claim.source.channel, self.only.node)
+        allowed = self.only.allows(claim.source.node, claim.source.channel)
+        return allowed and self.wants_root(claim.root) and tried not in self.given_up
+
+    def may_join(self, transfer: _Transfer) -> bool:
+        """True for a running transfer that may serve this call too."""
+        tried = (transfer.fetch.root, transfer.channel, transfer.node)
+        allowed = self.only.allows_transfer(transfer.channel, transfer.node)
+        return allowed and not transfer.fetch.closing and tried not in self.given_up
 
 
 class Downloads:
@@ -142,31 +163,41 @@ class Downloads:
             for (content, _), transfer in self._transfers.items()
         ]
 
-    async def load(self, content: ContentHash, root: Root | None, tell: Tell) -> None:
-        """The whole blob is in the store when this returns.
+    async def load(
+        self, content: ContentHash, root: Root | None, tell: Tell, only: Only = ANYONE
+    ) -> None:
+        """The whole blob is in the store when this returns; from no sources but `only` those.
 
         Raises NotFoundError, AllProvidersFailedError, PeerBusyError, UriInconsistentError,
         RootMismatchError, StoreError.
         """
-        await self._attempts(content, root, None, tell)
+        await self._attempts(_Call(content, await self._trusted(content, root), only), None, tell)
 
     async def load_range(
-        self, content: ContentHash, root: Root, start: int, end: int, tell: Tell
+        self,
+        content: ContentHash,
+        root: Root,
+        start: int,
+        end: int,
+        tell: Tell,
+        only: Only = ANYONE,
     ) -> tuple[int, int]:
         """(descriptor, size): bytes `start` to `end` of the file behind it are verified.
 
         The descriptor is the caller's to close. Raises as `load`, and InvalidRangeError.
         """
-        descriptor, size = await self._attempts(content, root, (start, end), tell)
+        call = _Call(content, await self._trusted(content, root), only)
+        descriptor, size = await self._attempts(call, (start, end), tell)
         assert descriptor is not None
         return descriptor, size
 
     async def _attempts(
-        self, content: ContentHash, root: Root | None, span: tuple[int, int] | None, tell: Tell
+        self, call: _Call, span: tuple[int, int] | None, tell: Tell
     ) -> tuple[int | None, int]:
-        call = _Call(content, await self._trusted(content, root))
         while True:
             transfer = await self._transfer(call)
+            if transfer is None:
+                return await trio.to_thread.run_sync(self._stored, call, span)
             transfer.listeners.append(tell)
             try:
                 return await transfer.fetch.wait_for(span)
@@ -177,9 +208,19 @@ class Downloads:
             except AllProvidersFailedError:
                 # Others may say something else of it, or hold it in another channel.
                 call.failures += transfer.suppliers.failures()
-                call.given_up.add((transfer.fetch.root, transfer.channel))
+                call.given_up.add((transfer.fetch.root, transfer.channel, transfer.node))
             finally:
                 transfer.listeners.remove(tell)
+
+    def _stored(self, call: _Call, span: tuple[int, int] | None) -> tuple[int | None, int]:
+        """As of a transfer, of a blob that has come into the store meanwhile."""
+        with self._blobs.open_verified(call.content) as opened:
+            size = opened.root_object.size
+            if span is None:
+                return None, size
+            if not span[0] <= span[1] <= size:
+                raise InvalidRangeError(f"bytes {span[0]} to {span[1]} are not in a file of {size}")
+            return os.dup(opened.descriptor), size
 
     async def _trusted(self, content: ContentHash, root: Root | None) -> Root | None:
         """The root to insist on, if there is one: the URI's, or of bytes once hashed here."""
@@ -191,24 +232,28 @@ class Downloads:
             )
         return root or pinned
 
-    async def _transfer(self, call: _Call) -> _Transfer:
-        """The transfer to wait for: one that runs already, or a new one."""
+    async def _transfer(self, call: _Call) -> _Transfer | None:
+        """The transfer to wait for: one that runs already, or a new one.
+
+        None when one that could not be joined has brought the blob in the end.
+        """
         claims: list[Claim] = []
         while True:
             running = self._running(call)
             if running is None and claims:
-                return self._begin(call.content, claims)
+                return self._begin(call.content, claims, call.only.node)
             if running is None:
                 claims = await self._claims(call)
-            elif running.fetch.closing or not call.wants(running.fetch.root, running.channel):
-                await running.fetch.ended.wait()
-            else:
+            elif call.may_join(running):
                 return running
+            else:
+                await running.fetch.ended.wait()
+                if self._blobs.find(call.content) is not None:
+                    return None
 
     def _running(self, call: _Call) -> _Transfer | None:
         for (content, root), transfer in self._transfers.items():
-            wanted = call.root in (None, root) and root not in call.wrong_roots
-            if content == call.content and wanted:
+            if content == call.content and call.wants_root(root):
                 return transfer
         return None
 
@@ -218,13 +263,13 @@ class Downloads:
         def wanted(claim: Claim) -> bool:
             # With a root to insist on every chunk is verified against it: anybody may try.
             lied = call.root is None and (call.content, claim.source.node) in self._liars
-            return call.wants(claim.root, claim.source.channel) and not lied
+            return call.may_begin(claim) and not lied
 
         if len(call.wrong_roots) >= CLAIM_ATTEMPTS_MAX:
             raise self._nobody(call)
         # With something tried already there is nothing to wait for.
         patience_s = 0.0 if call.failures else FIND_S_MAX
-        found = await self._holders.look(call.content, wanted, patience_s)
+        found = await self._holders.look(call.content, wanted, patience_s, call.only)
         if not found.claims and found.busy and not call.failures:
             raise PeerBusyError(
                 f"a peer is hashing sha1://{call.content} for the first time",
@@ -256,6 +301,8 @@ class Downloads:
                 f"no provider delivered sha1://{call.content} ({told})",
                 hint="what arrived is kept: run it again when a provider is back",
             )
+        if call.only != ANYONE:
+            return self._not_there(call)
         asked, names = self._holders.asked()
         where = "channel " + ", ".join(names) if names else "any channel (none is joined)"
         if not asked:
@@ -269,10 +316,21 @@ class Downloads:
             hint="ask the owner to start their node, and to share the file in the channel",
         )
 
+    def _not_there(self, call: _Call) -> NotFoundError:
+        """None of the only ones that were to be asked has it."""
+        node, channel = call.only.node, call.only.channel
+        who = "no peer" if node is None else f"node {node[:16]} (if it is connected) does not serve"
+        what = f"holds sha1://{call.content}" if node is None else f"sha1://{call.content}"
+        where = " in that channel" if channel is not None else ""
+        return NotFoundError(
+            f"{who} {what}{where}",
+            hint="nobody else was asked: name no channel and no node to ask all",
+        )
+
     # --- shared transfers ------------------------------------------------------------------
 
-    def _begin(self, content: ContentHash, claims: list[Claim]) -> _Transfer:
-        """Fetch what the first claim says, from those in its channel who say the same."""
+    def _begin(self, content: ContentHash, claims: list[Claim], node: str | None) -> _Transfer:
+        """Fetch what the first claim says, from those (or `node`) in its channel who agree."""
         if self._nursery is None:
             raise LoadFileError("this node is not running")
         root, channel = claims[0].root, claims[0].source.channel
@@ -281,7 +339,7 @@ class Downloads:
             def wanted(claim: Claim) -> bool:
                 return claim.root == root and claim.source.node not in failed
 
-            claims = await self._holders.ask(content, channel, wanted)
+            claims = await self._holders.ask(content, channel, wanted, node)
             return transfer.vouch([claim for claim in claims if claim.root == root])
 
         same = [c for c in claims if c.root == root and c.source.channel == channel]
@@ -301,7 +359,7 @@ class Downloads:
             stored=lambda: self._grant(content, channel),
             tell=lambda state: transfer.told(state),
         )
-        transfer = self._transfers[content, root] = _Transfer(fetch, suppliers, same)
+        transfer = self._transfers[content, root] = _Transfer(fetch, suppliers, same, node)
         self._nursery.start_soon(self._run, fetch)
         return transfer
 

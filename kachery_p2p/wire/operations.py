@@ -16,121 +16,54 @@ ignored, and dropped from a result, so that a newer daemon can serve an older cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from kachery_p2p.errors import DaemonProtocolError, KacheryError, by_name
-from kachery_p2p.limits import MESSAGE_ITEMS_MAX, PEERS_MAX, TEXT_CHARS_MAX
+from kachery_p2p.limits import PEERS_MAX, SHARED_PAGE_MAX, TEXT_CHARS_MAX
+from kachery_p2p.wire.channel_operations import CHANNEL_OPERATIONS
+from kachery_p2p.wire.fields import (
+    CHANNELS,
+    CONTENT,
+    COUNT,
+    FLAG,
+    NAME,
+    NODE,
+    RATE,
+    ROOT,
+    SECONDS,
+    SIZE,
+    TEXT,
+    Field,
+    Fields,
+    hexadecimal,
+    integer,
+    list_of,
+    may_hold,
+    optional,
+    record,
+)
+from kachery_p2p.wire.fields import GUEST as GUEST
+from kachery_p2p.wire.fields import OWNER as OWNER
+from kachery_p2p.wire.fields import TOKEN as TOKEN
+from kachery_p2p.wire.fields import Operation as Operation
 
 # Version of this table. Told in `hello`; a mismatch names the side to upgrade.
 DOOR_VERSION = 1
-# Credentials: a caller at the Unix door is the daemon's own user, one at HTTP holds the token.
-OWNER = "owner"
-TOKEN = "token"  # noqa: S105 - the name of a kind of credential
-# Larger sizes would not fit a signed 64-bit file offset.
-SIZE_MAX = (1 << 63) - 1
-# Ten years: longer deadlines are mistakes, and infinities do not travel in JSON.
-SECONDS_MAX = 315_360_000.0
-
 Body = dict[str, Any]
 
-
-class Kind(NamedTuple):
-    """What a field may hold: a test, and its name for the sentence that refuses."""
-
-    name: str
-    fits: Callable[[object], bool]
-
-
-class Field(NamedTuple):
-    kind: Kind
-    required: bool = True
-
-
-Fields = Mapping[str, Field]
-
-
-class Operation(NamedTuple):
-    """One row of the table."""
-
-    name: str
-    body: Fields
-    result: Fields
-    # The credentials with which it may be called: OWNER at the Unix door, TOKEN at the HTTP door.
-    needs: frozenset[str] = frozenset({OWNER, TOKEN})
-    # Progress maps may come before the answer (at the HTTP door as lines of JSON).
-    streams: bool = False
-    # A descriptor must come with the request.
-    takes_descriptor: bool = False
-
-
-def _is_integer(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_text(value: object, chars_max: int) -> bool:
-    return isinstance(value, str) and len(value) <= chars_max
-
-
-def _is_hex(value: object, digits: int) -> bool:
-    return isinstance(value, str) and len(value) == digits and not value.strip("0123456789abcdef")
-
-
-def _is_number(value: object, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-
-
-def text(chars_max: int = TEXT_CHARS_MAX) -> Kind:
-    return Kind(f"text of at most {chars_max} characters", lambda v: _is_text(v, chars_max))
-
-
-def hexadecimal(digits: int) -> Kind:
-    return Kind(f"{digits} lower-case hexadecimal digits", lambda v: _is_hex(v, digits))
-
-
-def integer(most: int = SIZE_MAX) -> Kind:
-    return Kind(f"an integer from 0 to {most}", lambda v: _is_integer(v, 0, most))
-
-
-def list_of(kind: Kind, items_max: int = MESSAGE_ITEMS_MAX) -> Kind:
-    def fits(value: object) -> bool:
-        return isinstance(value, list) and len(value) <= items_max and all(map(kind.fits, value))
-
-    return Kind(f"a list of at most {items_max}, each {kind.name}", fits)
-
-
-def record(fields: Fields) -> Kind:
-    """A map of its own. Unknown keys do not disturb it: a newer daemon may tell more."""
-
-    def fits(value: object) -> bool:
-        return isinstance(value, dict) and all(
-            _may_hold(field, value.get(name)) for name, field in fields.items()
-        )
-
-    return Kind(f"a map of {', '.join(fields)}", fits)
-
-
-def _may_hold(field: Field, value: object) -> bool:
-    return not field.required if value is None else field.kind.fits(value)
-
-
-def optional(kind: Kind) -> Field:
-    return Field(kind, required=False)
-
-
-TEXT = text()
-NAME = text(256)
-CONTENT = hexadecimal(40)
-ROOT = hexadecimal(64)
-NODE = hexadecimal(64)
-SIZE = integer()
-COUNT = integer()
-FLAG = Kind("true or false", lambda v: isinstance(v, bool))
-SECONDS = Kind("a number of seconds", lambda v: _is_number(v, SECONDS_MAX))
-RATE = Kind("a number", lambda v: _is_number(v, float("inf")))
-CHANNELS = list_of(NAME, 64)
+# All that may call anything at all; whoever runs the node, and other users of its computer.
+_ALL = frozenset({OWNER, TOKEN, GUEST})
+_LOCAL = frozenset({OWNER, GUEST})
 
 _CONTENT_AND_ROOT: Fields = {"content": Field(CONTENT), "root": optional(ROOT)}
+# No other sources are asked, or used, than those in the channel of that name, and than the node:
+# an id in either form, or the beginning of one connected node's label.
+_SOURCES: Fields = {
+    "from_channel": optional(NAME),
+    "from_node": optional(NAME),
+    "timeout_s": optional(SECONDS),
+}
 _CHANNEL = record(
     {
         "name": Field(NAME),
@@ -141,6 +74,23 @@ _CHANNEL = record(
         "tried": optional(FLAG),
     }
 )
+_CHANNEL_KNOWN = record(
+    {
+        "name": Field(NAME),
+        "id": Field(hexadecimal(64)),
+        # "shared-secret" or "owned".
+        "kind": Field(NAME),
+        # Whether what is stored is shared there when nobody says where.
+        "shared_list": Field(FLAG),
+        "members": Field(COUNT),
+        "peers": Field(COUNT),
+    }
+)
+_GRANT = record(
+    {"content": Field(CONTENT), "channel": Field(NAME), "why": Field(NAME), "time": Field(RATE)}
+)
+# Where a page of grants ended: content and channel id, each in hex.
+_GRANT_KEY = hexadecimal(104)
 _PEER = record(
     {
         "node_id": Field(NODE),
@@ -180,8 +130,10 @@ _TABLE = (
             "store_dev": Field(SIZE),
             "store_ino": Field(integer((1 << 64) - 1)),
         },
+        needs=_ALL,
     ),
     Operation(
+        # A guest gets the short form: nothing of peers, loads, addresses and problems.
         "status",
         {},
         {
@@ -200,30 +152,34 @@ _TABLE = (
             "bytes_served": Field(COUNT),
             "problems": Field(list_of(TEXT)),
         },
+        needs=_ALL,
     ),
+    Operation("channels", {}, {"channels": Field(list_of(_CHANNEL_KNOWN, 64))}, needs=_ALL),
     Operation(
         # At the Unix door a read-only descriptor of the blob rides along with the result.
         "load",
-        {**_CONTENT_AND_ROOT, "timeout_s": optional(SECONDS)},
+        {**_CONTENT_AND_ROOT, **_SOURCES},
         {"path": Field(TEXT), "size": Field(SIZE), "root": optional(ROOT)},
+        needs=_ALL,
         streams=True,
     ),
     Operation(
         # `offset` is where the range starts in the descriptor that rides along. HTTP: GET, Range.
         "load_range",
-        {**_CONTENT_AND_ROOT, "start": Field(SIZE), "end": Field(SIZE)},
+        {**_CONTENT_AND_ROOT, "start": Field(SIZE), "end": Field(SIZE), **_SOURCES},
         {"offset": Field(SIZE), "length": Field(SIZE), "size": Field(SIZE)},
-        needs=frozenset({OWNER}),
+        needs=_LOCAL,
         streams=True,
     ),
     Operation(
         # `timeout_s` 0 asks this node's own store only.
         "find",
-        {**_CONTENT_AND_ROOT, "timeout_s": optional(SECONDS)},
+        {**_CONTENT_AND_ROOT, **_SOURCES},
         {"local": Field(FLAG), "size": optional(SIZE), "providers": Field(list_of(_PROVIDER))},
+        needs=_ALL,
     ),
     Operation(
-        # `channels` None means the share list at that moment.
+        # `channels` None means the share list at that moment. A guest shares nothing pending.
         "share",
         {
             "contents": optional(list_of(CONTENT)),
@@ -235,13 +191,29 @@ _TABLE = (
             "channels": Field(list_of(NAME)),
             "missing": Field(list_of(CONTENT)),
         },
+        needs=_ALL,
+    ),
+    Operation(
+        # `channel` None means all channels, and what is pending too. Of the caller's own grants.
+        "unshare",
+        {"contents": Field(list_of(CONTENT)), "channel": optional(NAME)},
+        {"unshared": Field(COUNT)},
+        needs=_ALL,
+    ),
+    Operation(
+        # A page of the caller's own grants, in the order of contents. `next` is the `after` of the
+        # next page; None: this was the last.
+        "shared",
+        {"channel": optional(NAME), "after": optional(_GRANT_KEY)},
+        {"grants": Field(list_of(_GRANT, SHARED_PAGE_MAX)), "next": optional(_GRANT_KEY)},
+        needs=_ALL,
     ),
     Operation(
         # For a client with another store directory: the daemon reads the descriptor, never a path.
         "store",
         {"label": optional(NAME), "channels": optional(CHANNELS)},
         {"content": Field(CONTENT), "root": optional(ROOT), "size": Field(SIZE)},
-        needs=frozenset({OWNER}),
+        needs=_LOCAL,
         streams=True,
         takes_descriptor=True,
     ),
@@ -255,7 +227,9 @@ _TABLE = (
     Operation("stop", {}, {}),
 )
 
-OPERATIONS: Mapping[str, Operation] = {operation.name: operation for operation in _TABLE}
+OPERATIONS: Mapping[str, Operation] = {
+    operation.name: operation for operation in (*_TABLE, *CHANNEL_OPERATIONS)
+}
 
 
 def operation_named(name: object, credential: str) -> Operation:
@@ -297,7 +271,7 @@ def check_progress(progress: object) -> Body:
 
 def _checked(where: str, fields: Fields, given: Mapping[str, object]) -> Body:
     for name, field in fields.items():
-        if not _may_hold(field, given.get(name)):
+        if not may_hold(field, given.get(name)):
             raise DaemonProtocolError(
                 f"operation {where}: field {name!r} must be {field.kind.name}"
             )

@@ -107,6 +107,17 @@ def test_share_without_a_daemon_is_noted(shell: Shell, stored: str) -> None:
     assert "when it next starts" in done.stderr
 
 
+def test_a_corrupt_file_is_not_shared(shell: Shell, stored: str) -> None:
+    path = Path(shell.answer("load", stored))
+    path.chmod(0o644)
+    path.write_bytes(b"9876543210\n")
+    log = shell.directory / "config" / "shares.log"
+    noted = log.read_bytes()
+    assert "quarantine" in shell.fails(7, "share", stored)
+    assert log.read_bytes() == noted
+    assert not path.exists()
+
+
 # --- bad input ----------------------------------------------------------------------------
 
 
@@ -125,7 +136,7 @@ def test_share_without_a_daemon_is_noted(shell: Shell, stored: str) -> None:
         (2, ["store", "."], "directory"),
         (2, ["store", "--private", "--channel", "c", "x"], "exclude"),
         (2, ["share"], "--pending"),
-        (2, ["channel", "create", "lab"], "--shared"),
+        (2, ["channel", "create", "a b"], "name"),
         (2, ["channel", "create", "../x", "--shared"], "name"),
         (2, ["start", "--listen", "nonsense"], "HOST:PORT"),
         (2, ["start", "--http", "127.0.0.1:99999"], "HOST:PORT"),

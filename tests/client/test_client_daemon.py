@@ -15,6 +15,7 @@ import kachery_p2p as kp
 from kachery_p2p.client import daemon as client_daemon
 from kachery_p2p.client import http_daemon
 from kachery_p2p.client.daemon import UnixDaemon, unix_daemon
+from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import (
     DaemonAuthError,
     DaemonDownError,
@@ -131,6 +132,8 @@ def test_with_a_common_store_we_write_and_the_daemon_shares(daemon: Fake) -> Non
     content = kp.store_text("x", channels=["lab"])[7:47]
     assert daemon.shared == [(content, ["lab"])]
     assert "store" not in daemon.operations
+    # It need not hash what we have: the index was told before the daemon was.
+    assert daemon.blobs.known(ContentHash(content)) is not None
 
 
 def test_what_is_private_is_not_told_to_be_shared(daemon: Fake) -> None:

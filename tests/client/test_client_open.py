@@ -27,7 +27,7 @@ class Ranges:
         self.data = data
         self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, uri: str, start: int, end: int) -> bytes:
+    def __call__(self, uri: str, start: int, end: int, **origin: object) -> bytes:
         assert 0 <= start <= end <= len(self.data)
         self.asked.append((start, end))
         return self.data[start:end]

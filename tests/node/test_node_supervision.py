@@ -14,7 +14,8 @@ from trio.testing import MockClock
 
 from kachery_p2p.errors import DaemonError
 from kachery_p2p.limits import RESTARTS_MAX
-from kachery_p2p.node.node import _supervise, _tell_service_manager
+from kachery_p2p.node.node import _tell_service_manager
+from kachery_p2p.node.supervise import supervise
 
 
 class Part:
@@ -35,7 +36,7 @@ async def test_a_part_that_fails_is_started_again_and_status_says_so(
 ) -> None:
     parts: Any = SimpleNamespace(problems={})
     part = Part(failures=2)
-    await _supervise(parts, "saving", part.run)
+    await supervise(parts, "saving", part.run)
     assert part.runs == 3
     assert "saving failed and was started again: the disk said no" in parts.problems["saving"]
 
@@ -46,7 +47,7 @@ async def test_a_part_that_keeps_failing_takes_the_node_down_with_its_reason(
     parts: Any = SimpleNamespace(problems={})
     part = Part(failures=1000)
     with pytest.raises(DaemonError, match="saving failed .* last: the disk said no"):
-        await _supervise(parts, "saving", part.run)
+        await supervise(parts, "saving", part.run)
     assert part.runs == RESTARTS_MAX + 1
 
 

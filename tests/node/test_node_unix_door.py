@@ -104,8 +104,9 @@ async def test_the_handler_sees_who_calls_and_every_field_of_the_table(tmp_path:
 
     async with door(tmp_path, load=load) as path, Client(path) as client:
         await client.call("load", load_body())
-    assert seen[0].body == {"content": HASH, "root": None, "timeout_s": None}
-    assert (seen[0].uid, seen[0].remote) == (os.getuid(), None)
+    sources = dict.fromkeys(("from_channel", "from_node", "timeout_s"))
+    assert seen[0].body == {"content": HASH, "root": None, **sources}
+    assert (seen[0].uid, seen[0].guest, seen[0].remote) == (os.getuid(), None, None)
 
 
 async def test_the_socket_and_its_directory_are_for_their_owner_only(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from kachery_p2p.wire.operations import (
     operation_named,
 )
 
+SOURCES = ("from_channel", "from_node", "timeout_s")
 HASH = "b971c6ef19b1d70ae8f0feb989b106c319b36230"
 
 
 def test_a_checked_body_has_every_field_of_the_table() -> None:
     body = check_body(OPERATIONS["load"], {"content": HASH})
-    assert body == {"content": HASH, "root": None, "timeout_s": None}
+    assert body == {"content": HASH, "root": None, **dict.fromkeys(SOURCES)}
 
 
 @pytest.mark.parametrize(
