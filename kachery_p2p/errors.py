@@ -110,6 +110,12 @@ class LinkChangedError(NotFoundError):
     """The file was linked, not copied, and now has other bytes: the link was removed."""
 
 
+class AmbiguousNodeError(LoadFileError):
+    """More than one connected node has a label that begins like the name given: give its id."""
+
+    exit_code = EXIT_USAGE
+
+
 class AllProvidersFailedError(LoadFileError):
     """Nodes said they have the content, but none delivered it; the message says each one's why."""
 
@@ -258,6 +264,58 @@ class UnsafeFileError(ChannelError):
     """A file that decides who may enter could be changed by other users of this computer."""
 
 
+class NotAllowedError(ChannelError):
+    """Only an admin of the channel, or only its keeper, may do this."""
+
+    exit_code = EXIT_REFUSED
+
+
+class NodeRemovedError(ChannelError):
+    """This node was removed from the channel: an admin would have to invite it again."""
+
+    exit_code = EXIT_REFUSED
+
+
+class InviteError(ChannelError):
+    """The invite cannot be used: it was mistyped, cut off, or made for another node."""
+
+
+class InviteExpiredError(InviteError):
+    """The invite has expired: ask for a new one."""
+
+
+class InviteUsedError(InviteError):
+    """Another node has entered with this invite: ask for one of your own."""
+
+
+class InviteRefusedError(InviteError):
+    """The node that was to let us in does not know the invite, or is not allowed to invite."""
+
+    exit_code = EXIT_REFUSED
+
+
+class ChannelClosedError(ChannelError):
+    """Nobody new may enter: the channel is past the end its keeper set, or is full."""
+
+    exit_code = EXIT_REFUSED
+
+
+class KeeperAsleepError(ChannelError):
+    """The channel's keeper, which alone can change who is a member, cannot be reached just now."""
+
+    exit_code = EXIT_TIMEOUT
+
+
+class KeeperLeavesError(ChannelError):
+    """This node holds the channel's key: if it left, nobody could be let in or removed any more."""
+
+
+class SuccessionError(ChannelError):
+    """Another channel says that it continues this one, and nothing shows that it may."""
+
+    exit_code = EXIT_REFUSED
+
+
 # --- feeds and the history of channels ---------------------------------------------------
 
 
@@ -295,6 +353,14 @@ class LogForkedError(LogError):
     def __init__(self, message: str, *, hint: str | None = None, evidence: bytes = b"") -> None:
         super().__init__(message, hint=hint)
         self.evidence = evidence
+
+
+class ChannelForkedError(LogForkedError):
+    """The channel's key has signed two histories of who is a member.
+
+    Those stay members whom both histories name. The key was copied, or the keeper lies: ask them
+    which is right, and let the channel go on under a new key.
+    """
 
 
 class LogBehindError(LogError):

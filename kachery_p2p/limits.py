@@ -54,6 +54,12 @@ GROUP_BYTES_MAX = 4 << 30
 OLD_LINK_BYTES_MAX = 1 << 16
 # SQLite waits this long for another process's write before it says "locked".
 INDEX_BUSY_S_MAX = 30.0
+# Small objects of which the index is told in one commit: more would save under 2 us each.
+INDEX_WAITING_MAX = 256
+# Who stores one value a second tells the index of the one before, so that little is lost by a kill.
+INDEX_WAIT_S_MAX = 1.0
+# Changes of grants that nobody has looked at yet (10 MB): more of them are worth a look at all.
+GRANT_CHANGES_MAX = 1 << 16
 
 # --- client ---------------------------------------------------------------------------------------
 
@@ -154,6 +160,106 @@ DIAL_NODE_S_MAX = 30.0
 REDIAL_S_MIN = 1.0
 REDIAL_S_MAX = 60.0
 
+# --- announcements --------------------------------------------------------------------------------
+
+# What one member may announce, in all channels together: 10 to 16 MB here (measured). Who has more
+# is found by asking.
+ANNOUNCED_PER_PEER_MAX = 1_000_000
+# What all members together may: 40 to 64 MB. When it is full, whoever announced most gives way.
+ANNOUNCED_MAX = 4_000_000
+# Prefixes added, and dropped, in one message: 64 KiB keep the stream free for `have?`, and take 10
+# ms to note (measured), during which nobody else is served.
+ANNOUNCE_PREFIXES_MAX = 8_192
+# Changes are collected this long: a program that stores a thousand texts makes a few messages.
+ANNOUNCE_BATCH_S = 0.5
+# What a peer may announce: 65,536 prefixes at once, then 16,384 a second, which cost us 3 % of a
+# core; a million arrive in a minute.
+ANNOUNCE_BURST_BYTES = 512 << 10
+ANNOUNCE_BYTES_PER_S = 128 << 10
+# Each of 64 channels begins with a message of its own, and may change once in each batch time.
+ANNOUNCE_BURST_MESSAGES = 128
+ANNOUNCE_MESSAGES_PER_S = 8
+# All that this node announces to all its peers: 8 Mbit/s, which leaves room on a lab's line.
+ANNOUNCE_SENT_BYTES_PER_S = 1 << 20
+# Nodes whose use of the allowance is remembered after they left, so that coming back is no new one.
+ANNOUNCE_ALLOWANCES_MAX = 2 * PEERS_MAX
+# A flooding peer leaves one line in the log in this time.
+ANNOUNCE_LOG_S = 60.0
+# An announcement that was not taken is made again after this, doubling from the first to the last.
+ANNOUNCE_RETRY_S_MIN = 1.0
+ANNOUNCE_RETRY_S_MAX = 30.0
+# Latest changes of ours that are remembered (8 bytes each): a peer further behind is told all anew.
+ANNOUNCE_CHANGES_MAX = 1 << 16
+# Grants read in one go: a look-up in the main thread waits 1 ms for that at most.
+ANNOUNCE_GRANTS_READ_MAX = 1_024
+# In a channel of more members than the first, prefixes are told to index members only, until there
+# are no more than the second: between them nothing changes, so that one member who comes and goes
+# does not make everybody announce everything again.
+INDEX_ABOVE_MEMBERS = 64
+INDEX_UNTIL_MEMBERS = 48
+# Index members of each prefix: with two of three away or lying, the third still knows.
+INDEX_KEEPERS = 3
+# Prefixes are dealt out to index members by their first 10 bits: with 256 members each has 12 of
+# these slots.
+INDEX_SLOT_BITS = 10
+# Holders that an index member names, and announcers that are asked at once: more than a transfer
+# uses, so that some of them may be away.
+INDEX_NAMES_MAX = 16
+ANNOUNCED_ASKED_MAX = 16
+# Who announced a content is asked before all others for this long: one slow round trip, as for
+# HAVE_GRACE_S. It is what a member who announces falsely can cost a load. Asking the index first
+# has another such time.
+ANNOUNCED_GRACE_S = 0.25
+
+# --- bulk plane -----------------------------------------------------------------------------------
+
+# One chunk and what is said of it: the same bound as for a control frame, and for the same reason.
+BULK_PAYLOAD_BYTES_MAX = CHUNK_BYTES + (1 << 16)
+# What one key may carry, after which a new ticket is due. AES-GCM with counted nonces is safe far
+# beyond (2^32 frames, NIST SP 800-38D); an hour bounds what a key that leaks later gives away.
+BULK_KEY_FRAMES_MAX = 1 << 20
+BULK_KEY_BYTES_MAX = 1 << 40
+BULK_KEY_S_MAX = 3_600.0
+# From the answer that carries a ticket to its use: two dials of BULK_DIAL_S_MAX and a round trip.
+BULK_TICKET_S_MAX = 10.0
+# A node needs one at a time; after a restart its last ones may still lie there.
+BULK_TICKETS_PER_PEER_MAX = 4
+# Tickets in all: 256 members that all ask twice within ten seconds. Each costs 1 KB.
+BULK_TICKETS_MAX = 512
+# All addresses of a node together: it is connected already, so it answers at once or not at all,
+# and the ticket must still be good for the dial back.
+BULK_DIAL_S_MAX = 3.0
+# The next address is dialled this much later (RFC 8305 has 0.25): 16 of them fit into that time.
+BULK_DIAL_STAGGER_S = 0.15
+# Payload of a hello. With magic, ticket, header and tag it is 116 bytes: what a socket that has
+# proved nothing can make us hold is below 128.
+BULK_HELLO_BYTES_MAX = 64
+# Connections on which one peer asks, and as many on which it is asked: one that is used, and one
+# that is about to end.
+BULK_CONNECTIONS_PER_PEER_MAX = 2
+# Connections in all: each has a thread of its own; idle ones end after a minute.
+BULK_CONNECTIONS_MAX = 128
+# Requests of one connection that are not answered in full. As their frames are small they always
+# fit the kernel's buffers, so who asks never waits for who is asked.
+BULK_REQUESTS_MAX = 16
+# Chunks in one request: the window that downloads run ahead of their hash.
+BULK_REQUEST_CHUNKS_MAX = 64
+# A request is 96 bytes; one for 2,048 small blobs would be below this.
+BULK_REQUEST_BYTES_MAX = 1 << 16
+# Finding the content that a request is for: below the time after which the asker calls it a stall.
+BULK_SERVE_S_MAX = 4.0
+# Buffers of a chunk that a connection may hold, being received, verified, written or hashed.
+BULK_BUFFERS_PER_CONNECTION_MAX = 8
+# The same for all connections of a node, which is to need at most 150 MB; and those for what it
+# serves, of which every peer that reads slowly keeps one busy.
+BULK_BUFFERS_MAX = 32
+BULK_SERVED_BUFFERS_MAX = 32
+# Free buffers kept for the next chunk: a transfer goes through eight and two again and again.
+BULK_BUFFERS_KEPT_MAX = 8
+BULK_SERVED_BUFFERS_KEPT_MAX = 4
+# Waiting for a buffer is waiting for our own disk; after this the peer has given us up anyway.
+BULK_BUFFER_S_MAX = 10.0
+
 # --- transfer -------------------------------------------------------------------------------------
 
 # One range request over a libp2p stream: a reader that pauses 5 s is reset (measured), so ranges
@@ -196,6 +302,15 @@ SERVED_STREAMS_PER_PEER_MAX = 16
 DOOR_CONNECTIONS_MAX = 256
 # Clients that wait for a place at the Unix door: a cluster job starts hundreds of them at once.
 DOOR_WAITING_MAX = 768
+# Connections of all guests (`auth_group`) together: a quarter, so that they never shut the owner
+# out.
+DOOR_GUESTS_MAX = DOOR_CONNECTIONS_MAX // 4
+# Asking which groups a user is in may hang on a directory server: no longer than this.
+DOOR_GROUPS_S_MAX = 5.0
+# Grants in one page of `shared`: at most 400 bytes each in a frame of 1 MiB, and 2 ms of SQLite.
+SHARED_PAGE_MAX = 1_024
+# A client waits this much longer for the answer than the daemon has for the work.
+ANSWER_GRACE_S = 1.0
 # A client's request body: operations are small, files travel as descriptors or by PUT.
 DOOR_REQUEST_BYTES_MAX = 1 << 20
 # A started request must be complete within this.
@@ -224,6 +339,56 @@ RESTARTS_MAX = 5
 # shares.log is looked at this often: it is written only by clients that could not reach the daemon.
 SHARES_LOG_S = 5.0
 
+# --- discovery ------------------------------------------------------------------------------------
+
+# What one introducer keeps. Members of one channel tell each other of the rest, so some are enough.
+RENDEZVOUS_ENTRIES_PER_TAG_MAX = 64
+# All 64 channels of a node, each under two tags around midnight.
+RENDEZVOUS_ENTRIES_PER_NODE_MAX = 128
+# Each has 1 KiB and costs 2.5 at most (measured): 21 MB. Bounds the tags too: each has an entry.
+RENDEZVOUS_ENTRIES_MAX = 8_192
+# How long an introducer is asked to keep an entry: five registrations may fail. What it accepts.
+RENDEZVOUS_TTL_S = 1_800
+RENDEZVOUS_TTL_S_MIN = 1
+RENDEZVOUS_TTL_S_MAX = 7_200
+# This close to midnight the neighbouring day's tag is used too: more than TTL and clock slack.
+RENDEZVOUS_MIDNIGHT_S = 3_600
+# Expired entries are swept this often.
+RENDEZVOUS_SWEEP_S = 60.0
+# Requests on one stream: to register and look up 64 channels under two tags each.
+RENDEZVOUS_REQUESTS_MAX = 256
+# Such a stream is over after this; who is no member loses its connection after HELLO_S_MAX anyway.
+RENDEZVOUS_STREAM_S_MAX = 15.0
+# A try that broke off is made again at once this often: a dial for a session may have ended it.
+RENDEZVOUS_TRIES_MAX = 3
+# Introducers are asked this often, and from the first to the second while a channel has no peer.
+RENDEZVOUS_REFRESH_S = 300.0
+RENDEZVOUS_LONELY_S_MIN = 4.0
+RENDEZVOUS_LONELY_S_MAX = 60.0
+# A channel that lost its last peer is noticed within this.
+RENDEZVOUS_LOOK_S = 10.0
+# A node that introduces and said that it is no member is dialled as one this rarely.
+STRANGER_REDIAL_S = 600.0
+
+# Nodes on the local network that are remembered: 1 KB each.
+NEIGHBOURS_MAX = 256
+# Packets of neighbours taken in per second, and at once: a lab that is switched on has 64 nodes.
+NEIGHBOURS_PER_S_MAX = 16.0
+NEIGHBOURS_AT_ONCE_MAX = 64
+# Blinded tags of one neighbour: 64 channels, padded; 1 KiB of the 9,000 bytes a packet may have.
+NEIGHBOUR_TAGS_MAX = 64
+# Tags are padded to a multiple of this, so that their number does not tell that of the channels.
+NEIGHBOUR_TAGS_GROUP = 4
+# Neighbours whose packet was incomplete and who are asked for the rest, at once and how long.
+NEIGHBOUR_QUESTIONS_MAX = 8
+NEIGHBOUR_ANSWER_S_MAX = 2.0
+# What we tell neighbours is brought up to date this often: channels, the day, network interfaces.
+NEIGHBOURS_REFRESH_S = 30.0
+# No multicast, or no network yet: looked for again after this.
+NEIGHBOURS_RETRY_S = 300.0
+# Goodbye to the neighbours: three packets, 125 ms apart.
+NEIGHBOURS_LEAVE_S_MAX = 1.0
+
 # --- channels -------------------------------------------------------------------------------------
 
 CHANNELS_MAX = 64
@@ -231,10 +396,59 @@ CHANNEL_NAME_CHARS_MAX = 64
 # A generated secret carries this many random bits; 128 is the floor below which guessing is
 # thinkable.
 SECRET_BITS = 160
+# Entries of an owned channel's history: ten changes a day for eighteen years.
+CHANNEL_ENTRIES_MAX = 1 << 16
+# One answer with entries of a history: well within a control frame, and within the buffer that a
+# connection has before it proved membership.
+ENTRIES_ANSWER_BYTES = 1 << 18
+ENTRIES_ANSWER_MAX = 4_096
+# An admin's request: one change, at most a settings entry with its 64 addresses.
+CHANGE_BYTES_MAX = 1 << 15
+# A proof of removal: a head, an entry, and a path of at most 63 hashes.
+NOTICE_BYTES_MAX = 1 << 13
+# A history is asked for in pieces; all of it must have come by then.
+HISTORY_S_MAX = 20.0
+# Who was removed has this long to take note of the proof, before the connection is cut: within the
+# 5 s in which a removal must be effective.
+REMOVAL_TOLD_S = 2.0
+# Talks with nodes that want to enter, at once: each takes a moment, and they are strangers.
+ADMISSIONS_MAX = 16
+# One such talk, in which the admitting node may have to ask the keeper.
+ADMISSION_S_MAX = 15.0
+# A node that waits to be let in asks again after the first of these, doubling to the second.
+JOIN_RETRY_S_MIN = 1.0
+JOIN_RETRY_S_MAX = 60.0
 # Bootstrap addresses of one channel: tried one after the other at start.
 BOOTSTRAP_ADDRESSES_MAX = 64
 # A channel file is a page of TOML.
 CHANNEL_FILE_BYTES_MAX = 1 << 16
+
+# Members of an owned channel. Everybody keeps the whole history: 4,096 members cost 1.2 MB of it.
+MEMBERS_MAX = 4_096
+# All entries of a history together: as many members are set 70,000 times, at 240 bytes each.
+HISTORY_BYTES_MAX = 16 << 20
+BUCKET_CHARS_MAX = 1_024
+# Clocks of members may differ by this much.
+CLOCK_SLACK_S = 600
+# An admin's signed request waits at most this long for a keeper that is asleep.
+ADMIN_REQUEST_S_MAX = 86_400
+# The keeper signs its channel's history again this often, so that silence can be told from peace;
+# after three times as long people are told, and then the named successor may take over.
+HISTORY_RENEWAL_S = 86_400
+HISTORY_FRESH_S = 3 * 86_400
+SUCCESSION_AFTER_S = 7 * 86_400
+# A new owned channel admits nobody new after a year, unless its keeper says so again.
+CHANNEL_LIFE_S = 365 * 86_400
+# Invites are pasted: a terminal cuts a line off after 4,095 characters.
+INVITE_CHARS_MAX = 3_900
+INVITE_ADMITTERS_MAX = 8
+INVITE_LIFE_S = 86_400
+# Who issues more invites than this in a week should see what runs it.
+INVITES_PENDING_MAX = 1_024
+# A used or expired invite is remembered this long, to tell its bearer what is wrong with it.
+INVITE_MEMORY_S = 7 * 86_400
+# The file of issued invites: 300 bytes each.
+INVITES_BYTES_MAX = 1 << 20
 
 # --- log ------------------------------------------------------------------------------------------
 

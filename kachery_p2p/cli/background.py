@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kachery_p2p.channels.files import resolve
+from kachery_p2p.channels.invites import is_invite
 from kachery_p2p.cli.outcome import answer
 from kachery_p2p.cli.report import started
 from kachery_p2p.client.daemon import UnixDaemon
@@ -38,6 +40,7 @@ def start_in_background(config: NodeConfig) -> None:
             f"a daemon is already running for the configuration {config.config_dir}",
             hint="stop it with `kachery-p2p stop`, or use another --config-dir",
         )
+    _remember_invites(config)
     log_path, log = _open_log(config.config_dir)
     written_before = os.fstat(log).st_size
     try:
@@ -58,6 +61,12 @@ def start_in_background(config: NodeConfig) -> None:
         answer(line)
 
 
+def _remember_invites(config: NodeConfig) -> None:
+    for text in config.channels:
+        if is_invite(text):
+            resolve(text, config.config_dir, os.getcwd(), config.environment())
+
+
 def arguments(config: NodeConfig) -> Iterator[str]:
     """The command line that starts a node with this configuration in the foreground."""
     yield "start"
@@ -66,9 +75,16 @@ def arguments(config: NodeConfig) -> Iterator[str]:
     yield f"--label={config.label}"
     yield f"--listen={_address(config.listen)}"
     yield f"--http={'off' if config.http is None else _address(config.http)}"
-    yield from (f"--channel={name}" for name in config.channels)
+    # Other users see the command line: an invite is on the disk by now.
+    yield from (f"--channel={name}" for name in config.channels if not is_invite(name))
     yield from (f"--bootstrap={address}" for address in config.bootstrap)
     yield from (f"--advertise={address}" for address in config.advertise)
+    if config.introduce:
+        yield "--introduce"
+    if not config.mdns:
+        yield "--no-mdns"
+    if config.auth_group is not None:
+        yield f"--auth-group={config.auth_group}"
 
 
 def _address(address: tuple[str, int]) -> str:

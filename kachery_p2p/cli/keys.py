@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -30,18 +31,8 @@ def backup(file: str) -> None:
     backup is worth nothing, so keep both, in different places.
     """
     from kachery_p2p.identity import backup as backups
-    from kachery_p2p.identity.disk import sync_directory, write_durably
 
-    if os.path.lexists(file):
-        raise _exists(file)
-    sealed = backups.backup(settings.config_dir(), _passphrase(confirm=True))
-    try:
-        write_durably(file, sealed.encode())
-        sync_directory(os.path.dirname(os.path.abspath(file)))
-    except FileExistsError:
-        raise _exists(file) from None
-    except OSError as error:
-        raise ResolutionError(f"{file} cannot be written: {_why(error)}") from error
+    write_new(file, lambda: backups.backup(settings.config_dir(), passphrase(confirm=True)))
     note(f"the keys are in {file}; only the passphrase opens it")
 
 
@@ -52,14 +43,32 @@ def restore(file: str, force: bool) -> None:
     """Bring the keys in the backup FILE back; the node must be stopped."""
     from kachery_p2p.identity import backup as backups
 
-    sealed = _read(file)
-    passphrase = _passphrase(confirm=False)
+    sealed = read_sealed(file)
+    typed = passphrase(confirm=False)
     with no_daemon() as config_dir:
-        names = backups.restore(config_dir, sealed, passphrase, force=force)
+        names = backups.restore(config_dir, sealed, typed, force=force)
     note(f"restored {len(names)} key files" if names else "all keys of the backup are there")
 
 
-def _read(file: str) -> str:
+def write_new(file: str, make: Callable[[], str]) -> None:
+    """Write the sealed text that `make` gives into the new `file`, durably, for its owner only."""
+    from kachery_p2p.identity.disk import sync_directory, write_durably
+
+    # Before a passphrase is asked for in vain.
+    if os.path.lexists(file):
+        raise _exists(file)
+    sealed = make()
+    try:
+        write_durably(file, sealed.encode())
+        sync_directory(os.path.dirname(os.path.abspath(file)))
+    except FileExistsError:
+        raise _exists(file) from None
+    except OSError as error:
+        raise ResolutionError(f"{file} cannot be written: {_why(error)}") from error
+
+
+def read_sealed(file: str) -> str:
+    """The sealed text in `file`; KeyFileError if it cannot be one."""
     try:
         with open(file, encoding="ascii") as opened:
             return opened.read(BACKUP_CHARS_MAX + 1)
@@ -69,7 +78,8 @@ def _read(file: str) -> str:
         raise KeyFileError(f"{file} is not a backup of keys") from None
 
 
-def _passphrase(*, confirm: bool) -> str:
+def passphrase(*, confirm: bool) -> str:
+    """The passphrase from KACHERY_P2P_PASSPHRASE, else from the person at the terminal."""
     given = os.environ.get(PASSPHRASE_VARIABLE)
     if given:
         return given

@@ -52,7 +52,13 @@ def _host_port(address: tuple[str, int]) -> str:
 
 
 @click.command()
-@click.option("--channel", "channels", multiple=True, metavar="NAME", help="Be in this channel.")
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="NAME|FILE|INVITE",
+    help="Be in this channel; repeatable.",
+)
 @click.option("--label", help="What others see as this node's name (default: the host's name).")
 @CONFIG_OPTION
 @click.option(
@@ -78,9 +84,16 @@ def _host_port(address: tuple[str, int]) -> str:
     "--bootstrap",
     multiple=True,
     metavar="MULTIADDR",
-    help="Address of another member, or @FILE with one on each line.",
+    help="Address of a member or bootstrap node, or @FILE with one on each line.",
 )
 @click.option("--advertise", multiple=True, metavar="HOST:PORT", help="Where others reach us.")
+@click.option(
+    "--introduce", is_flag=True, help="Let nodes of any channel find each other through this one."
+)
+@click.option("--no-mdns", is_flag=True, help="Tell the local network nothing, and ask nothing.")
+@click.option(
+    "--auth-group", metavar="GROUP", help="Let other users of this Unix group use the node."
+)
 @click.option("--background", is_flag=True, help="Return when the node is ready.")
 def start(
     channels: tuple[str, ...],
@@ -91,6 +104,9 @@ def start(
     http: tuple[str, int] | str,
     bootstrap: tuple[str, ...],
     advertise: tuple[str, ...],
+    introduce: bool,
+    no_mdns: bool,
+    auth_group: str | None,
     background: bool,
 ) -> None:
     """Start the node, in this terminal or in the background."""
@@ -105,6 +121,9 @@ def start(
         channels=channels,
         bootstrap=_bootstrap(bootstrap),
         advertise=advertise,
+        introduce=introduce,
+        mdns=not no_mdns,
+        auth_group=auth_group,
     )
     config.check()
     if background:

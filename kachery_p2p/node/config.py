@@ -31,6 +31,12 @@ class NodeConfig(NamedTuple):
     bootstrap: tuple[str, ...] = ()
     # HOST:PORT or multiaddrs under which others reach us, when that is not what we listen on.
     advertise: tuple[str, ...] = ()
+    # Be a bootstrap node: let nodes of any channel find each other through this one.
+    introduce: bool = False
+    # Look for members on the local network, and be found there.
+    mdns: bool = True
+    # Unix group whose members may use the Unix door as guests.
+    auth_group: str | None = None
 
     @property
     def index_path(self) -> str:

@@ -9,52 +9,47 @@ is never half dead.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import trio
 
-from kachery_p2p.channels.channel import Channel
+from kachery_p2p.channels.channel import OWNED
 from kachery_p2p.channels.files import joined, load_channel, resolve
+from kachery_p2p.channels.owned import load_history
 from kachery_p2p.errors import (
     ConfigError,
-    DaemonError,
     StorePermissionError,
     sole_error,
 )
 from kachery_p2p.identity.keyring import load_or_create
-from kachery_p2p.identity.keys import NodeId, NodeKey
+from kachery_p2p.identity.keys import NodeKey
 from kachery_p2p.limits import (
-    RESTART_S_MAX,
-    RESTART_S_MIN,
-    RESTARTS_MAX,
     SHARES_LOG_S,
     STOP_S_MAX,
 )
-from kachery_p2p.network.discovery import AddressBook
-from kachery_p2p.network.files import load_peers, save_peers
 from kachery_p2p.network.lean_import import empty_packages
-from kachery_p2p.network.session import Me
-from kachery_p2p.network.sessions import Sessions
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.node.api import Api
+from kachery_p2p.node.channel_api import ChannelApi
 from kachery_p2p.node.config import NodeConfig
 from kachery_p2p.node.lock import only_daemon
-from kachery_p2p.node.parts import NetworkParts, Parts
+from kachery_p2p.node.networking import networking
+from kachery_p2p.node.parts import Parts
+from kachery_p2p.node.supervise import supervise
 from kachery_p2p.node.token import load_or_create_token
 from kachery_p2p.node.unix_door import serve_unix_door
+from kachery_p2p.node.vouching import keep_shares
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.index import Index
 from kachery_p2p.store.shares import take_shares
-from kachery_p2p.transfer.download import Downloads
-from kachery_p2p.transfer.serve import Server
-from kachery_p2p.transfer.sources import Holders
-from kachery_p2p.version import __version__
 
 if TYPE_CHECKING:
     from kachery_p2p.network.link import Link
@@ -95,14 +90,20 @@ async def _run(config: NodeConfig, announce: Announce) -> None:
             nursery.cancel_scope.cancel()
     finally:
         parts.grants.close()
+        parts.blobs.flush_index()
 
 
 async def _serve(parts: Parts, key: NodeKey, announce: Announce, open_link: OpenLink) -> None:
-    handlers = Api(parts).handlers()
+    handlers = {**Api(parts).handlers(), **ChannelApi(parts).handlers()}
     config = parts.config
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_unix_door, config.config_dir, handlers)
-        nursery.start_soon(_supervise, parts, "reading shares.log", _watch_shares_log, parts)
+        await nursery.start(
+            functools.partial(serve_unix_door, auth_group=config.auth_group),
+            config.config_dir,
+            handlers,
+        )
+        await _take_shares(parts)
+        nursery.start_soon(supervise, parts, "reading shares.log", _watch_shares_log, parts)
         if config.http is not None:
             # h11 and json, which a node without this door never needs.
             from kachery_p2p.node.http_door import serve_http_door
@@ -110,7 +111,7 @@ async def _serve(parts: Parts, key: NodeKey, announce: Announce, open_link: Open
             token = await trio.to_thread.run_sync(load_or_create_token, config.config_dir)
             host, port = await nursery.start(serve_http_door, config.http, token, handlers)
             parts.http = f"http://{host}:{port}" if ":" not in host else f"http://[{host}]:{port}"
-        async with open_link(key) as link, _network(parts, key, link) as network:
+        async with open_link(key) as link, networking(parts, link) as network:
             parts.connected(network)
             _announce(parts, link, announce)
             _tell_service_manager("READY=1")
@@ -118,30 +119,6 @@ async def _serve(parts: Parts, key: NodeKey, announce: Announce, open_link: Open
                 await trio.sleep_forever()
             finally:
                 _tell_service_manager("STOPPING=1")
-
-
-@contextlib.asynccontextmanager
-async def _network(parts: Parts, key: NodeKey, link: Link) -> AsyncIterator[NetworkParts]:
-    """Sessions, transfers and serving on an open link."""
-    book = AddressBook(key.node_id)
-    for node, addresses in load_peers(parts.config.peers_path).items():
-        book.add(node, addresses, proved=True)
-    for address in parts.bootstrap:
-        book.add(_node_in(address), [address], by_user=True)
-    me = Me(key, parts.channels, os.urandom)
-    agent = f"kachery-p2p {__version__}"
-    sessions = Sessions(link, me, book, label=parts.config.label, agent=agent)
-    server = Server(sessions=sessions, link=link, blobs=parts.blobs, grants=parts.grants)
-    holders = Holders(sessions, link)
-    downloads = Downloads(
-        holders=holders, blobs=parts.blobs, grants=parts.grants, node_id=key.node_id
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        nursery.start_soon(_supervise, parts, "saving addresses", _save_peers, parts, sessions)
-        async with downloads.running(), sessions.running():
-            yield NetworkParts(link, sessions, holders, downloads, server)
-        nursery.cancel_scope.cancel()
 
 
 # --- before the event loop ---------------------------------------------------------------
@@ -161,7 +138,7 @@ def _make_private(config_dir: str) -> None:
 def _prepare(config: NodeConfig, announce: Announce) -> tuple[Parts, NodeKey]:
     """Keys, channels and the store: everything on disk, before any door opens."""
     key = load_or_create(config.config_dir)
-    channels, bootstrap = _channels(config, announce)
+    memberships, bootstrap = _memberships(config, announce)
     try:
         os.makedirs(config.storage_dir, exist_ok=True)
     except OSError as error:
@@ -170,64 +147,37 @@ def _prepare(config: NodeConfig, announce: Announce) -> tuple[Parts, NodeKey]:
             hint="choose another with --storage-dir or KACHERY_STORAGE_DIR",
         ) from error
     blobs = BlobStore(config.storage_dir, Index(config.index_path))
-    parts = Parts(config, key.node_id, channels, bootstrap, blobs, Grants(config.grants_path))
-    # What clients shared while no daemon ran becomes grants.
-    take_shares(config.config_dir, parts.grants.keep)
+    parts = Parts(config, key, memberships, bootstrap, blobs, Grants(config.grants_path))
     return parts, key
 
 
-def _channels(
-    config: NodeConfig, announce: Announce
-) -> tuple[tuple[Channel, ...], tuple[str, ...]]:
+def _memberships(config: NodeConfig, announce: Announce) -> tuple[Memberships, tuple[str, ...]]:
     """The channels asked for, joining them if need be, and those joined earlier; whom to dial."""
     for name in config.channels:
-        resolve(name, config.config_dir, os.getcwd(), config.environment(), announce)
+        environ = config.environment()
+        resolve(name, config.config_dir, os.getcwd(), environ, announce, config.label)
     known = joined(config.config_dir)
     channels = tuple(load_channel(config.config_dir, channel.name) for channel in known)
     told = [address for channel in known for address in channel.bootstrap]
-    return channels, tuple(dict.fromkeys([*config.bootstrap, *told]))
+    histories = [load_history(config.config_dir, c.name) for c in known if c.kind == OWNED]
+    told += [address for history in histories for address in history.roster.bootstrap]
+    return Memberships(channels, histories), tuple(dict.fromkeys([*config.bootstrap, *told]))
 
 
 # --- parts that run for ever -------------------------------------------------------------
-
-
-async def _supervise(
-    parts: Parts, name: str, work: Callable[..., Awaitable[None]], *arguments: object
-) -> None:
-    """Run `work` for ever, again after a failure; too many failures take the node down."""
-    failures: list[float] = []
-    while True:
-        try:
-            await work(*arguments)
-            return
-        except Exception as error:
-            log.exception("%s failed", name)
-            now = trio.current_time()
-            failures = [at for at in failures if now - at < RESTART_S_MAX * RESTARTS_MAX] + [now]
-            if len(failures) > RESTARTS_MAX:
-                raise DaemonError(
-                    f"{name} failed {len(failures)} times, last: {error}",
-                    hint="the daemon's log tells more",
-                ) from error
-            parts.problems[name] = f"{name} failed and was started again: {error}"
-            await trio.sleep(min(RESTART_S_MAX, RESTART_S_MIN * 2 ** len(failures)))
 
 
 async def _watch_shares_log(parts: Parts) -> None:
     """Clients that cannot reach the daemon leave what they share in shares.log."""
     while True:
         await trio.sleep(SHARES_LOG_S)
-        await trio.to_thread.run_sync(take_shares, parts.config.config_dir, parts.grants.keep)
+        await _take_shares(parts)
 
 
-async def _save_peers(parts: Parts, sessions: Sessions) -> None:
-    saved = load_peers(parts.config.peers_path)
-    while True:
-        await sessions.changed()
-        known = sessions.book.known()
-        if known != saved:
-            await trio.to_thread.run_sync(save_peers, parts.config.peers_path, known)
-            saved = known
+async def _take_shares(parts: Parts) -> None:
+    """What clients shared while they could not reach a daemon becomes grants."""
+    keep = functools.partial(keep_shares, parts.blobs, parts.grants)
+    await trio.to_thread.run_sync(take_shares, parts.config.config_dir, keep)
 
 
 def _end_without_grace_after(seconds: float) -> None:
@@ -268,18 +218,6 @@ def _import_host() -> Callable[..., contextlib.AbstractAsyncContextManager[Link]
     with empty_packages(("libp2p", "libp2p.transport", "libp2p.security", "libp2p.network")):
         from kachery_p2p.network.libp2p_host import open_libp2p_link
     return open_libp2p_link
-
-
-def _node_in(address: str) -> NodeId:
-    """The node that a bootstrap address names."""
-    _, found, peer = address.rpartition("/p2p/")
-    if not found:
-        raise ConfigError(
-            f"the address {address[:200]!r} does not say which node answers there",
-            hint="use an address that `kachery-p2p status` prints on the other machine;"
-            " it ends in /p2p/ID",
-        )
-    return NodeId.parse(peer)
 
 
 # --- telling -----------------------------------------------------------------------------

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 import trio
 
 from kachery_p2p.channels.channel import Channel
-from kachery_p2p.identity.keys import NodeId
+from kachery_p2p.identity.keys import NodeKey
 from kachery_p2p.network.link import Link
+from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.node.config import NodeConfig
+from kachery_p2p.node.finding import Finding
+from kachery_p2p.node.joining import Joining
+from kachery_p2p.node.keeping import Keeping
+from kachery_p2p.node.succession import Succession
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.download import Downloads
@@ -29,12 +34,20 @@ class NetworkParts:
         holders: Holders,
         downloads: Downloads,
         server: Server,
+        keeping: Keeping,
+        joining: Joining,
+        succession: Succession,
+        finding: Finding,
     ) -> None:
         self.link = link
         self.sessions = sessions
         self.holders = holders
         self.downloads = downloads
         self.server = server
+        self.keeping = keeping
+        self.joining = joining
+        self.succession = succession
+        self.finding = finding
 
 
 class Parts:
@@ -43,15 +56,16 @@ class Parts:
     def __init__(
         self,
         config: NodeConfig,
-        node_id: NodeId,
-        channels: Sequence[Channel],
+        key: NodeKey,
+        memberships: Memberships,
         bootstrap: Sequence[str],
         blobs: BlobStore,
         grants: Grants,
     ) -> None:
         self.config = config
-        self.node_id = node_id
-        self.channels = channels
+        self.key = key
+        self.node_id = key.node_id
+        self.memberships = memberships
         # Addresses of members that the user or a channel file named.
         self.bootstrap = bootstrap
         self.blobs = blobs
@@ -76,6 +90,11 @@ class Parts:
     @property
     def network_now(self) -> NetworkParts | None:
         return self._network
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """The channels this node is in now."""
+        return self.memberships.channels
 
     def channel_name(self, channel_id: str) -> str:
         return next((c.name for c in self.channels if c.id == channel_id), channel_id[:16])

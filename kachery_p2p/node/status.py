@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from kachery_p2p.channels.channel import Channel
 from kachery_p2p.node.parts import NetworkParts, Parts
 from kachery_p2p.version import __version__
 
@@ -36,13 +38,18 @@ def _channels(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]
         {
             "name": channel.name,
             "id": channel.id,
-            # A shared-secret channel has no list: its members are those who have proved it now.
-            "members": counts[channel.id] + 1,
+            "members": _member_count(parts, channel.id, counts[channel.id]),
             "peers": counts[channel.id],
-            "tried": network is not None and network.sessions.settled,
+            "tried": network is not None and network.sessions.settled and network.finding.settled,
         }
         for channel in parts.channels
     ]
+
+
+def _member_count(parts: Parts, channel_id: str, peers: int) -> int:
+    """A shared-secret channel has no list: its members are those who have proved it now."""
+    history = parts.memberships.history(channel_id)
+    return peers + 1 if history is None else len(history.roster.members)
 
 
 def _peers(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]]:
@@ -82,6 +89,9 @@ def _problems(parts: Parts, network: NetworkParts | None) -> list[str]:
         for node in network.sessions.book.unreached_by_user():
             why = network.sessions.problems.get(node, "no answer")
             problems.append(f"bootstrap node {node[:16]} is not reached: {why}")
+        problems.extend(network.joining.problems())
+    for channel in parts.channels:
+        problems.extend(_channel_problems(parts, channel))
     pending = parts.grants.pending_count()
     if pending and parts.channels:
         name = parts.channels[0].name
@@ -89,3 +99,23 @@ def _problems(parts: Parts, network: NetworkParts | None) -> list[str]:
             f"{pending} files are not shared: `kachery-p2p share --pending --channel {name}`"
         )
     return problems
+
+
+def _channel_problems(parts: Parts, channel: Channel) -> Iterator[str]:
+    """What its history says is wrong with an owned channel."""
+    history = parts.memberships.history(channel.id)
+    if history is None:
+        return
+    if parts.memberships.is_removed_from(channel.id):
+        yield f"this node was removed from channel {channel.name} by an admin"
+    if history.fork is not None:
+        yield (
+            f"the key of channel {channel.name} has signed two histories: ask its keeper which"
+            " is right"
+        )
+    if history.head is not None and not history.fresh(time.time_ns() // 1_000_000):
+        days = history.age_s(time.time_ns() // 1_000_000) / 86_400
+        yield (
+            f"the keeper of channel {channel.name} has said nothing for {days:.0f} days: is its"
+            " node running?"
+        )

@@ -53,7 +53,7 @@ class NodeProcess:
     def spawn(self, *options: str) -> None:
         """Start it on a free port; do not wait."""
         command = [*KACHERY_P2P, "start", "--channel", "lab", "--label", self.directory.name]
-        listen = ["--listen", "127.0.0.1:0", "--http", "off"]
+        listen = ["--listen", "127.0.0.1:0", "--http", "off", "--no-mdns"]
         self.lines, self._ready = [], threading.Event()
         with (self.directory / "stderr").open("a") as errors:
             self.spawned_at = time.perf_counter()

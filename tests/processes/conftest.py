@@ -50,10 +50,13 @@ class NodeProcess:
         command += ["--channel", channel] if channel else []
         listen = [] if "--listen" in options else ["--listen", "127.0.0.1:0"]
         http = [] if "--http" in options else ["--http", "off"]
+        # Nobody in the local network is to hear of tests, nor they of anybody.
+        local = [] if "--mdns" in options else ["--no-mdns"]
+        options = tuple(option for option in options if option != "--mdns")
         self.lines, self._ready = [], threading.Event()
         with (self.directory / "stderr").open("a") as errors:
             self.process = subprocess.Popen(
-                [*command, *listen, *http, *options],
+                [*command, *listen, *http, *local, *options],
                 env=self.environment,
                 cwd=self.directory,
                 stdout=subprocess.PIPE,
@@ -116,10 +119,15 @@ class NodeProcess:
             os.close(descriptor)
         return result
 
+    @property
+    def command(self) -> list[str]:
+        """The program, for who starts it in another way than `cli`."""
+        return [sys.executable, "-m", "kachery_p2p"]
+
     def cli(self, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as this node's user would."""
         return subprocess.run(
-            [sys.executable, "-m", "kachery_p2p", *arguments],
+            [*self.command, *arguments],
             env=self.environment,
             cwd=self.directory,
             capture_output=True,
@@ -154,10 +162,11 @@ class Lab:
         self.nodes: list[NodeProcess] = []
 
     def node(self, name: str, *, secret: str | None = None) -> NodeProcess:
-        """A node that is not started yet."""
+        """A node that is not started yet. With the secret "" it knows none."""
         directory = self.directory / name
         directory.mkdir()
-        node = NodeProcess(directory, {"KACHERY_CHANNEL_SECRET": secret or self.secret})
+        given = self.secret if secret is None else secret
+        node = NodeProcess(directory, {"KACHERY_CHANNEL_SECRET": given} if given else {})
         self.nodes.append(node)
         return node
 

@@ -198,6 +198,9 @@ def test_a_port_in_use_is_said_and_nothing_is_left_running(lab: Lab, option: str
 
 def test_a_missing_or_weak_secret_is_said_before_anything_opens(lab: Lab) -> None:
     node = lab.node("alice")
+    # A channel file says that it is entered with a secret; without one `lab` would be our own.
+    (node.directory / "channels").mkdir()
+    (node.directory / "channels" / "lab.toml").write_text('kind = "shared-secret"\nname = "lab"\n')
     for secret, kind in ((None, "secret"), ("hunter2", "secret")):
         node.environment.pop("KACHERY_CHANNEL_SECRET", None)
         if secret:
