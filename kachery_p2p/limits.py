@@ -25,12 +25,16 @@ VALUE_ITEMS_MAX = 1 << 24
 # A chunk list of an older kachery names up to 5 TB in chunks of 20 MB, at 100 bytes a chunk.
 LISTED_CHUNKS_MAX = 1 << 18
 CHUNK_LIST_BYTES_MAX = 32 << 20
-# Files and directories in one directory snapshot, at some 100 bytes each. Whoever has more stores
-# the directories inside.
+# Files and directories in one directory snapshot, at 90 bytes each and their name, 170 with a root.
+# Whoever has more stores the directories inside.
 DIRECTORY_ENTRIES_MAX = 1 << 20
-DIRECTORY_BYTES_MAX = 128 << 20
+DIRECTORY_BYTES_MAX = 256 << 20
 # Directories below each other: a path of 64 names may already have more than Linux's 4,096 bytes.
 DIRECTORY_DEPTH_MAX = 64
+# Snapshots that a client process keeps decoded, for loading file by file, and their size: 8 of them
+# take 50 MB at most.
+KEPT_DIRECTORIES_MAX = 8
+KEPT_DIRECTORY_BYTES_MAX = 1 << 20
 
 # --- store ----------------------------------------------------------------------------------
 
@@ -269,6 +273,21 @@ RANGE_CHUNKS_MAX = 4
 WINDOW_CHUNKS_MAX = 64
 # Chunks asked of one source and not received yet: two ranges, so that the pipe never runs dry.
 OUTSTANDING_CHUNKS_MAX = 2 * RANGE_CHUNKS_MAX
+# Of many sources each owes as much as it delivers in this time: several round trips of any line,
+# and a reader of a few bytes waits behind no more.
+SOURCE_AHEAD_S = 1.0
+# Of the window, what all sources together are asked for: with some of it free, a chunk that
+# comes makes room for a range and not for a single chunk.
+SHARED_CHUNKS_MAX = 3 * WINDOW_CHUNKS_MAX // 4
+# The rate of a source is that of about this time: longer than the pauses of a busy node.
+RATE_MEMORY_S = 2.0
+# A chunk is asked for a second time only when that brings it this much sooner: not for the
+# differences between sources that are equally fast.
+END_GAME_GAIN_S_MIN = 0.05
+# Who finds nothing to ask a source for looks again after this: by then a chunk may be late.
+END_GAME_LOOK_S = 0.02
+# A source so slow that it would only hold up the window is tried again after this.
+SOURCE_PROBE_S = 10.0
 # After the first positive answer to `have?`, how long the others may still answer: one slow round
 # trip.
 HAVE_GRACE_S = 0.25
@@ -338,6 +357,19 @@ RESTART_S_MAX = 30.0
 RESTARTS_MAX = 5
 # shares.log is looked at this often: it is written only by clients that could not reach the daemon.
 SHARES_LOG_S = 5.0
+
+# After a member could not be reached for bulk transfer, data streams are used for this long.
+BULK_AGAIN_S = 60.0
+# How often it is looked which bulk connections have lost their session, and which lines are busy.
+BULK_WATCH_S = 2.0
+# Verified chunks that wait to be hashed: who brings more waits, so that memory stays bounded.
+ASSEMBLY_CHUNKS_MAX = 8
+# The disk is told to begin writing after so many chunks: large writes, and the last sync is short.
+WRITE_BACK_CHUNKS = 16
+# Chunks asked for in one request, and requests under way to one source: 32 MiB, so that a line of
+# 1 GiB/s stays full for 30 ms, and a source that dies owes no more than that.
+BULK_RANGE_CHUNKS = 8
+BULK_PIPELINED = 4
 
 # --- discovery ------------------------------------------------------------------------------------
 

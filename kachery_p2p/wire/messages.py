@@ -41,6 +41,11 @@ from kachery_p2p.wire.codec import Message
 HASH_BYTES = 32
 CONTENT_BYTES = 20
 CHANNEL_CHARS = 64
+# Of a bulk ticket (`wire.sealed`): random bytes of each side, its id, how many ciphers exist.
+BULK_RANDOM_BYTES = 32
+BULK_TICKET_BYTES = 16
+BULK_CIPHERS = 2
+_PORT_MAX = 65_535
 PREFIX_BYTES = 8
 SEQUENCE_MAX = (1 << 53) - 1
 CHUNKS_MAX = ROOT_PAGES_MAX * PAGE_CHUNKS_MAX
@@ -238,6 +243,26 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
                 "channel": _channel,
                 "successor": _channel,
                 "head": bytes_of(HEAD_BYTES, HEAD_BYTES),
+            },
+            answer={},
+        ),
+        # A ticket for a bulk connection (PROTOCOL.md, "Bulk plane"), and: dial me with it.
+        "bulk": Operation(
+            request={
+                "random": bytes_of(BULK_RANDOM_BYTES, BULK_RANDOM_BYTES),
+                "cipher": integer(1, BULK_CIPHERS),
+            },
+            answer={
+                "ticket": bytes_of(BULK_TICKET_BYTES, BULK_TICKET_BYTES),
+                "random": bytes_of(BULK_RANDOM_BYTES, BULK_RANDOM_BYTES),
+                "cipher": integer(1, BULK_CIPHERS),
+                "port": integer(0, _PORT_MAX),
+            },
+        ),
+        "bulk back": Operation(
+            request={
+                "ticket": bytes_of(BULK_TICKET_BYTES, BULK_TICKET_BYTES),
+                "port": integer(1, _PORT_MAX),
             },
             answer={},
         ),

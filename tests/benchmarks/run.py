@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bulk
+import idle
 import load
 import logs
 import node
@@ -36,7 +38,10 @@ SUBJECTS: dict[str, Callable[[Settings], list[Row]]] = {
     "node": node.measure,
     "store": store.measure,
     "load": load.measure,
+    "bulk": bulk.measure,
     "logs": logs.measure,
+    "idle": idle.measure_idle,
+    "members": idle.measure_members,
 }
 
 
