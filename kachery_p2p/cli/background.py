@@ -74,6 +74,7 @@ def arguments(config: NodeConfig) -> Iterator[str]:
     yield f"--storage-dir={config.storage_dir}"
     yield f"--label={config.label}"
     yield f"--listen={_address(config.listen)}"
+    yield f"--bulk-listen={'off' if config.bulk is None else _address(config.bulk)}"
     yield f"--http={'off' if config.http is None else _address(config.http)}"
     # Other users see the command line: an invite is on the disk by now.
     yield from (f"--channel={name}" for name in config.channels if not is_invite(name))

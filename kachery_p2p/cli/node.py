@@ -27,7 +27,7 @@ LOOK_S = 0.05
 
 
 class Address(click.ParamType[object]):
-    """HOST:PORT, with an IPv6 host in brackets; for --http also `off`."""
+    """HOST:PORT, with an IPv6 host in brackets; for some also `off`."""
 
     name = "address"
 
@@ -73,6 +73,13 @@ def _host_port(address: tuple[str, int]) -> str:
     help="Where other nodes reach this one; port 0 picks a free one.",
 )
 @click.option(
+    "--bulk-listen",
+    "bulk",
+    type=Address(may_be_off=True),
+    metavar="HOST:PORT|off",
+    help="Where they fetch chunks (default: the port after that of --listen).",
+)
+@click.option(
     "--http",
     type=Address(may_be_off=True),
     default="127.0.0.1:20431",
@@ -101,6 +108,7 @@ def start(
     config_dir: str | None,
     storage_dir: str | None,
     listen: tuple[str, int],
+    bulk: tuple[str, int] | str | None,
     http: tuple[str, int] | str,
     bootstrap: tuple[str, ...],
     advertise: tuple[str, ...],
@@ -117,6 +125,7 @@ def start(
         storage_dir=os.path.abspath(storage_dir or settings.node_storage_dir()),
         label=socket.gethostname() if label is None else label,
         listen=listen,
+        bulk=_next_port(listen) if bulk is None else None if isinstance(bulk, str) else bulk,
         http=None if isinstance(http, str) else http,
         channels=channels,
         bootstrap=_bootstrap(bootstrap),
@@ -134,6 +143,12 @@ def start(
         from kachery_p2p.node.node import run
 
         run(config, announce=answer)
+
+
+def _next_port(address: tuple[str, int]) -> tuple[str, int]:
+    """The port behind this one; a free one if this is any free one."""
+    host, port = address
+    return host, port + 1 if 0 < port < 65_535 else 0
 
 
 def _bootstrap(given: tuple[str, ...]) -> tuple[str, ...]:

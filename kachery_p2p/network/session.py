@@ -184,6 +184,8 @@ class Session:
         if all(channel.kind == SHARED for channel in self.proved):
             # Who knows the secret is a member: there is nothing to tell each other.
             self.judge()
+        # Where it connects from, as far as its connection shows: an IP or "".
+        self.place = ""
         self.label = ""
         self.addresses: tuple[str, ...] = ()
         self._stream = stream

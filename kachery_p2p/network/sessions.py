@@ -165,6 +165,7 @@ class Sessions:
         """The life of one control stream, from the first hello to its end."""
         met = await meet(stream, self._me)
         session = Session(stream, met, self._me.memberships)
+        session.place = self._link.place_of(stream.peer)
         # From the moment it is there, so that nobody believes all members to be known.
         self._greeting += 1
         try:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kachery_p2p.errors import ConfigError
 
 CONTROL_PORT = 20432
+BULK_PORT = 20433
 HTTP_PORT = 20431
 
 
@@ -31,6 +32,8 @@ class NodeConfig(NamedTuple):
     bootstrap: tuple[str, ...] = ()
     # HOST:PORT or multiaddrs under which others reach us, when that is not what we listen on.
     advertise: tuple[str, ...] = ()
+    # Where chunks are asked for; None: nowhere, this node dials the others.
+    bulk: tuple[str, int] | None = ("0.0.0.0", BULK_PORT)  # noqa: S104 - as above
     # Be a bootstrap node: let nodes of any channel find each other through this one.
     introduce: bool = False
     # Look for members on the local network, and be found there.
@@ -59,6 +62,7 @@ class NodeConfig(NamedTuple):
         for what, path in (("config", self.config_dir), ("storage", self.storage_dir)):
             if not path.startswith("/"):
                 raise ConfigError(f"the {what} directory {path!r} is not an absolute path")
-        for what, address in (("--listen", self.listen), ("--http", self.http)):
+        given = (("--listen", self.listen), ("--bulk-listen", self.bulk), ("--http", self.http))
+        for what, address in given:
             if address is not None and not 0 <= address[1] <= 65_535:
                 raise ConfigError(f"{what}: {address[1]} is not a port")

@@ -42,8 +42,10 @@ log = logging.getLogger(__name__)
 
 # How often it is looked whether a history is due to be signed again.
 _LOOK_S = 600.0
-# How long a starting keeper waits for a member, who may know of later changes.
+# How long a starting keeper waits for a member, who may know of later changes: for the daily
+# signing, and while its user waits for a change.
 _HEAR_S_MAX = 60.0
+_HEAR_FOR_USER_S_MAX = 5.0
 _REQUEST_BYTES = 16
 
 
@@ -80,6 +82,8 @@ class Keeping:
         if channel_key is None:
             await self._ask_keeper(channel_id, change)
             return
+        if len(self._history(channel_id).roster.members) > 1:
+            await self._hear_who_is_there()
         asked = (change, self._key.node_id, os.urandom(_REQUEST_BYTES))
         await self._sign(channel_id, channel_key, lambda k: k.recorded([asked], _now_ms()))
 
@@ -102,6 +106,12 @@ class Keeping:
         """
         with trio.move_on_after(_HEAR_S_MAX):
             while not self._sessions.all():
+                await self._sessions.changed()
+
+    async def _hear_who_is_there(self) -> None:
+        """The same, for no longer than it takes to find that nobody known answers."""
+        with trio.move_on_after(_HEAR_FOR_USER_S_MAX):
+            while not self._sessions.all() and not self._sessions.settled:
                 await self._sessions.changed()
 
     async def _renew(self, channel_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
@@ -14,6 +14,8 @@ from kachery_p2p.errors import ConfigError
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.network.admissions import Admissions
 from kachery_p2p.network.announcer import Announcer
+from kachery_p2p.network.bulk import open_bulk_plane
+from kachery_p2p.network.bulk_sessions import BulkSessions
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.files import load_peers, save_peers
 from kachery_p2p.network.histories import Histories, Save
@@ -36,48 +38,80 @@ from kachery_p2p.version import __version__
 @contextlib.asynccontextmanager
 async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
     """Sessions, transfers and serving on an open link."""
-    key = parts.key
-    book = AddressBook(key.node_id)
+    me = Me(parts.key, parts.memberships, os.urandom)
+    histories = Histories(me, _history_keeper(parts))
+    agent = f"kachery-p2p {__version__}"
+    label = parts.config.label
+    sessions = Sessions(link, me, _address_book(parts), histories, label=label, agent=agent)
+    server = Server(sessions=sessions, link=link, blobs=parts.blobs, grants=parts.grants)
+    listen = [] if parts.config.bulk is None else [parts.config.bulk]
+    async with (
+        open_bulk_plane(parts.node_id, listen, server.serve_bulk) as plane,
+        trio.open_nursery() as nursery,
+    ):
+
+        def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
+            nursery.start_soon(supervise, parts, name, work)
+
+        bulk = BulkSessions(plane, sessions)
+        announcer = _announcer(parts, sessions)
+        holders = Holders(sessions, link, announcer, bulk)
+        downloads = Downloads(
+            holders=holders,
+            blobs=parts.blobs,
+            grants=parts.grants,
+            node_id=parts.node_id,
+        )
+        network = NetworkParts(link, sessions, holders, downloads, server, bulk)
+        _look_after_channels(parts, network, me, histories, keep_running)
+        await nursery.start(server.run)
+        keep_running("saving addresses", lambda: _save_peers(parts, sessions))
+        async with downloads.running(), sessions.running():
+            await nursery.start(network.joining.run)
+            keep_running("asking bootstrap nodes", network.finding.rendezvous.run)
+            keep_running("looking on the local network", network.finding.be_local)
+            keep_running("announcing", announcer.run)
+            keep_running("watching bulk connections", bulk.watch_for_ever)
+            yield network
+        nursery.cancel_scope.cancel()
+
+
+def _address_book(parts: Parts) -> AddressBook:
+    book = AddressBook(parts.node_id)
     for node, addresses in load_peers(parts.config.peers_path).items():
         book.add(node, addresses, proved=True)
     for address in parts.bootstrap:
         book.add(_node_in(address), [address], by_user=True)
-    me = Me(key, parts.memberships, os.urandom)
-    agent = f"kachery-p2p {__version__}"
-    histories = Histories(me, _history_keeper(parts))
-    sessions = Sessions(link, me, book, histories, label=parts.config.label, agent=agent)
-    server = Server(sessions=sessions, link=link, blobs=parts.blobs, grants=parts.grants)
-    announcer = Announcer(
+    return book
+
+
+def _announcer(parts: Parts, sessions: Sessions) -> Announcer:
+    return Announcer(
         sessions=sessions,
         grants=parts.grants,
         holds=lambda content: parts.blobs.find(content) is not None,
-        node_id=key.node_id,
+        node_id=parts.node_id,
     )
-    holders = Holders(sessions, link, announcer)
-    downloads = Downloads(
-        holders=holders, blobs=parts.blobs, grants=parts.grants, node_id=key.node_id
-    )
-    config_dir = parts.config.config_dir
-    keeping = Keeping(config_dir, key, parts.config.label, parts.memberships, histories, sessions)
-    Admissions(link, me, InviteDesk(config_dir, parts.memberships, keeping.record))
-    succession = Succession(config_dir, key, parts.config.label, parts.memberships, parts.grants)
-    successions = Successions(me, sessions, succession.follow)
-    joining = Joining(config_dir, parts.config.label, link, me, sessions)
-    finding = Finding(parts, link, sessions)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        nursery.start_soon(supervise, parts, "saving addresses", _save_peers, parts, sessions)
-        async with downloads.running(), sessions.running():
-            await nursery.start(joining.run)
-            nursery.start_soon(supervise, parts, "asking bootstrap nodes", finding.rendezvous.run)
-            nursery.start_soon(supervise, parts, "looking on the local network", finding.be_local)
-            nursery.start_soon(supervise, parts, "announcing", announcer.run)
-            nursery.start_soon(supervise, parts, "signing channels", keeping.renew_for_ever)
-            nursery.start_soon(supervise, parts, "telling of successors", successions.tell_for_ever)
-            yield NetworkParts(
-                link, sessions, holders, downloads, server, keeping, joining, succession, finding
-            )
-        nursery.cancel_scope.cancel()
+
+
+def _look_after_channels(
+    parts: Parts,
+    network: NetworkParts,
+    me: Me,
+    histories: Histories,
+    keep_running: Callable[[str, Callable[[], Awaitable[None]]], None],
+) -> None:
+    """What enters, keeps, continues and finds the members of this node's channels."""
+    config_dir, label = parts.config.config_dir, parts.config.label
+    link, sessions, memberships = network.link, network.sessions, parts.memberships
+    network.keeping = Keeping(config_dir, parts.key, label, memberships, histories, sessions)
+    Admissions(link, me, InviteDesk(config_dir, memberships, network.keeping.record))
+    network.succession = Succession(config_dir, parts.key, label, memberships, parts.grants)
+    successions = Successions(me, sessions, network.succession.follow)
+    network.joining = Joining(config_dir, label, link, me, sessions)
+    network.finding = Finding(parts, link, sessions)
+    keep_running("signing channels", network.keeping.renew_for_ever)
+    keep_running("telling of successors", successions.tell_for_ever)
 
 
 def _history_keeper(parts: Parts) -> Save:

@@ -237,7 +237,7 @@ def _announce(parts: Parts, link: Link, announce: Announce) -> None:
     if pending and parts.channels:
         name = parts.channels[0].name
         announce(
-            f"note     {pending} files are not shared;"
+            f"note     not shared: {pending} stored before there was a channel;"
             f" `kachery-p2p share --pending --channel {name}` shares them"
         )
     announce("ready")

@@ -9,6 +9,7 @@ import trio
 
 from kachery_p2p.channels.channel import Channel
 from kachery_p2p.identity.keys import NodeKey
+from kachery_p2p.network.bulk_sessions import BulkSessions
 from kachery_p2p.network.link import Link
 from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.sessions import Sessions
@@ -27,6 +28,12 @@ from kachery_p2p.transfer.sources import Holders
 class NetworkParts:
     """What exists once the node is on the network."""
 
+    # Those that look after its channels.
+    keeping: Keeping
+    joining: Joining
+    succession: Succession
+    finding: Finding
+
     def __init__(
         self,
         link: Link,
@@ -34,20 +41,14 @@ class NetworkParts:
         holders: Holders,
         downloads: Downloads,
         server: Server,
-        keeping: Keeping,
-        joining: Joining,
-        succession: Succession,
-        finding: Finding,
+        bulk: BulkSessions,
     ) -> None:
         self.link = link
         self.sessions = sessions
         self.holders = holders
         self.downloads = downloads
         self.server = server
-        self.keeping = keeping
-        self.joining = joining
-        self.succession = succession
-        self.finding = finding
+        self.bulk = bulk
 
 
 class Parts:

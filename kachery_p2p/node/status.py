@@ -26,7 +26,7 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "peers": _peers(parts, network),
         "loads": _loads(network),
         "pending_shares": parts.grants.pending_count(),
-        "bytes_served": network.server.bytes_served if network else 0,
+        "bytes_served": network.server.bytes_served + network.bulk.bytes_sent if network else 0,
         "problems": _problems(parts, network),
     }
 
@@ -90,13 +90,15 @@ def _problems(parts: Parts, network: NetworkParts | None) -> list[str]:
             why = network.sessions.problems.get(node, "no answer")
             problems.append(f"bootstrap node {node[:16]} is not reached: {why}")
         problems.extend(network.joining.problems())
+        problems.extend(network.bulk.problems())
     for channel in parts.channels:
         problems.extend(_channel_problems(parts, channel))
     pending = parts.grants.pending_count()
     if pending and parts.channels:
         name = parts.channels[0].name
         problems.append(
-            f"{pending} files are not shared: `kachery-p2p share --pending --channel {name}`"
+            f"not shared: {pending} stored before there was a channel;"
+            f" `kachery-p2p share --pending --channel {name}`"
         )
     return problems
 

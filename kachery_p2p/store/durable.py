@@ -217,6 +217,27 @@ def sync_filesystem(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+# sync_file_range(2): begin writing what is dirty, and do not wait.
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def start_write_back(fd: int, offset: int, length: int) -> None:
+    """Let the disk begin with these bytes, where that can be said; nothing is durable by it."""
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    import ctypes
+
+    call = getattr(_libc(), "sync_file_range", None)
+    if call is not None:
+        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
+
+
 class Aside(Generic[Answer]):
     """Work done in a thread, while the `with` waits for the disk; then its `answer`."""
 

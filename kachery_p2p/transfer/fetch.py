@@ -8,7 +8,6 @@ same bytes: that is checked last, and until then nothing stands under the conten
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import os
@@ -22,9 +21,7 @@ from kachery_p2p.content.manifests import (
     Manifest,
     RootObject,
     chunk_hash,
-    chunk_length,
     page_of,
-    verify_chunk,
     verify_page,
 )
 from kachery_p2p.errors import (
@@ -34,17 +31,22 @@ from kachery_p2p.errors import (
     UriInconsistentError,
     VerificationError,
 )
-from kachery_p2p.limits import CHUNK_BYTES, FETCH_LINGER_S
+from kachery_p2p.limits import BULK_PIPELINED, BULK_RANGE_CHUNKS, CHUNK_BYTES, FETCH_LINGER_S
+from kachery_p2p.network.bulk_asking import BulkConnection
+from kachery_p2p.network.bulk_buffers import Piece
+from kachery_p2p.network.session import one_error
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.partials import Partial
+from kachery_p2p.transfer.assembly import Assembly, Copy
 from kachery_p2p.transfer.schedule import ChunkSchedule, Want
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.transfer.suppliers import FAULTS, Suppliers
+from kachery_p2p.wire.bulk_messages import BulkRange
 
 log = logging.getLogger(__name__)
 
-# Chunks read back from the page cache for SHA-1 in one go: 8 MiB are hashed in 5 ms.
-_CATCH_UP_CHUNKS = 8
+# Chunks that are verified in one go when a download goes on: 8 MiB take 5 ms.
+_RESUME_CHUNKS = 8
 
 
 class State(NamedTuple):
@@ -97,9 +99,8 @@ class Fetch:
         self._waiters: list[Waiter] = []
         self._object: RootObject | None = None
         self._partial: Partial | None = None
+        self._assembly: Assembly | None = None
         self._schedule = ChunkSchedule(0)
-        self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._hashed = 0
         self._using: str | None = None
         self._cancel = trio.CancelScope()
         self._joined = trio.Event()
@@ -233,12 +234,40 @@ class Fetch:
         """Everything that is wanted, as far as this source gives it."""
         if self._object is None:
             await self._begin(source)
+        bulk = await source.bulk()
+        if bulk is not None:
+            await self._pull(source, bulk)
+            return
         await source.pull(
             self.content,
             self.root,
             lambda: self._schedule.next_for(source.node),
             self._deliver,
         )
+
+    async def _pull(self, source: Source, bulk: BulkConnection) -> None:
+        """Everything that is wanted, by a few requests at a time on a bulk connection."""
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                for _ in range(BULK_PIPELINED):
+                    nursery.start_soon(self._pull_ranges, source, bulk)
+
+    async def _pull_ranges(self, source: Source, bulk: BulkConnection) -> None:
+        assert self._assembly is not None
+        take, token = self._assembly.take, trio.lowlevel.current_trio_token()
+
+        def sink(piece: Piece) -> None:
+            """Called in the connection's thread, which goes on receiving."""
+            number = piece.number
+            take(piece)
+            token.run_sync_soon(self._arrived, source, number)
+
+        while (chunks := self._schedule.next_for(source.node, BULK_RANGE_CHUNKS)) is not None:
+            await self._see_pages(source, chunks)
+            wanted = BulkRange(
+                source.channel, self.content.raw, self.root.raw, chunks.start, len(chunks)
+            )
+            await bulk.fetch(wanted, sink, urgent=not self._whole_wanted)
 
     async def _begin(self, source: Source) -> None:
         """Learn the root object, open the partial, and see what an earlier try left there."""
@@ -262,6 +291,7 @@ class Fetch:
         self._object = found
         self._schedule = ChunkSchedule(found.chunk_count)
         await self._resume()
+        self._assembly = Assembly(self._partial)
         for waiter in self._waiters:
             self._enter(waiter)
         self._tell(self.state())
@@ -271,58 +301,46 @@ class Fetch:
         assert self._partial is not None
         left = self._partial.verified_chunks()
         while numbers := await trio.to_thread.run_sync(
-            lambda: list(itertools.islice(left, _CATCH_UP_CHUNKS))
+            lambda: list(itertools.islice(left, _RESUME_CHUNKS))
         ):
             for number in numbers:
                 self._schedule.hold(number)
             self._notify()
 
     async def _deliver(self, source: Source, number: int, data: bytes) -> None:
-        """One chunk has arrived: verify, write and hash it in a thread, then tell."""
+        """One chunk has come over a data stream."""
+        assert self._assembly is not None
+        await self._see_pages(source, range(number, number + 1))
+        await trio.to_thread.run_sync(self._assembly.take, Copy(number, data))
+        self._arrived(source, number)
+
+    async def _see_pages(self, source: Source, chunks: range) -> None:
+        """The pages that these chunks are verified by are in the partial when this returns."""
         assert self._object is not None
         assert self._partial is not None
-        if len(data) != chunk_length(self._object.size, number):
-            raise VerificationError(f"sent {len(data)} bytes as chunk {number}")
-        page_number, _ = page_of(number)
-        if not self._partial.has_page(page_number):
-            page = await source.page(self.content, self.root, page_number)
-            verify_page(self._object, page_number, page)
-            await trio.to_thread.run_sync(self._partial.write_page, page_number, page)
-        await trio.to_thread.run_sync(self._accept, number, data)
+        for page_number in range(page_of(chunks[0])[0], page_of(chunks[-1])[0] + 1):
+            if not self._partial.has_page(page_number):
+                page = await source.page(self.content, self.root, page_number)
+                verify_page(self._object, page_number, page)
+                await trio.to_thread.run_sync(self._partial.write_page, page_number, page)
+
+    def _arrived(self, source: Source, number: int) -> None:
+        """A verified chunk is on disk."""
         self._schedule.received(source.node, number)
         self._suppliers.progressed()
         self._notify()
         self._tell(self.state())
 
-    def _accept(self, number: int, data: bytes) -> None:
-        assert self._partial is not None
-        page_number, position = page_of(number)
-        verify_chunk(self._partial.page(page_number), position, data)
-        self._partial.write_chunk(number, data)
-        if number == self._hashed:
-            self._sha1.update(data)
-            self._hashed += 1
-        self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Hash what was here before its turn, from the page cache, a bounded piece at a time."""
-        assert self._partial is not None
-        for _ in range(_CATCH_UP_CHUNKS):
-            if not self._schedule.holds(self._hashed):
-                return
-            self._sha1.update(self._partial.read_chunk(self._hashed))
-            self._hashed += 1
-
     async def _finish(self) -> None:
         """All chunks are here: check the SHA-1, make the partial the blob."""
-        assert self._object is not None
-        while self._hashed < self._object.chunk_count:
-            await trio.to_thread.run_sync(self._catch_up)
+        assert self._assembly is not None
+        sha1 = await trio.to_thread.run_sync(self._assembly.finish)
+        self._assembly = None
         # Not to be stopped half-way: the partial would be nobody's, or the blob without a grant.
         with trio.CancelScope(shield=True):
             partial, self._partial = self._partial, None
             assert partial is not None
-            await trio.to_thread.run_sync(self._adopt, partial)
+            await trio.to_thread.run_sync(self._adopt, partial, sha1)
             await self._stored()
             opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
         self._finished = True
@@ -332,8 +350,8 @@ class Fetch:
                     waiter.descriptor = os.dup(opened.descriptor)
                 waiter.done.set()
 
-    def _adopt(self, partial: Partial) -> None:
-        if self._sha1.hexdigest() != self.content:
+    def _adopt(self, partial: Partial, sha1: str) -> None:
+        if sha1 != self.content:
             partial.discard()
             raise UriInconsistentError(
                 f"the bytes with root {self.root} do not have the SHA-1 {self.content}",
@@ -350,6 +368,8 @@ class Fetch:
             partial.close()
 
     async def _put_down(self) -> None:
+        if self._assembly is not None:
+            await trio.to_thread.run_sync(self._assembly.close)
         if self._partial is not None:
             partial, self._partial = self._partial, None
             await trio.to_thread.run_sync(partial.close)

@@ -5,13 +5,34 @@ window ahead of the first one missing: what arrives is hashed from memory or the
 cache, and a failed source never leaves holes further apart than the window. A *want* is
 a run of chunks somebody waits for; the newest want goes first, so that a reader of a few
 bytes passes a running download of the whole blob.
+
+Of many sources each is asked for what it has, as much as it delivers in about a second,
+within its share of the window. While some sources have only a part, the chunks with the
+fewest holders go first within the window: those that only one has are spread before it
+leaves. When nothing is left to ask a source for, it gets what another was asked for and
+is to deliver much later (the *end game*, as in BitTorrent), so that no source, slow or
+dead, holds up the window or the end of the blob. A chunk has at most two askers.
 """
 
 from __future__ import annotations
 
-from kachery_p2p.limits import RANGE_CHUNKS_MAX, WINDOW_CHUNKS_MAX
+from typing import NamedTuple
 
-_MISSING, _ASKED, _HELD = b"\0", b"\1", b"\2"
+from kachery_p2p.limits import (
+    CHUNK_BYTES,
+    END_GAME_GAIN_S_MIN,
+    RANGE_CHUNKS_MAX,
+    WINDOW_CHUNKS_MAX,
+)
+from kachery_p2p.transfer.chunk_set import ChunkSet, first_run
+from kachery_p2p.transfer.rates import Rate
+from kachery_p2p.transfer.source_queue import SourceQueue
+
+# As many chunks others may bring while a source brings one: half a window, so that the
+# window is not held up by it.
+_PASSED_CHUNKS_MAX = WINDOW_CHUNKS_MAX // 2
+# Holders of a chunk are counted up to here; what more have is not rare.
+_RARE_HOLDERS_MAX = 3
 
 
 class Want:
@@ -20,30 +41,79 @@ class Want:
     def __init__(self, chunks: range) -> None:
         self.chunks = chunks
         self.frontier = chunks.start
+        self.waiting = 0
 
     @property
     def satisfied(self) -> bool:
         return self.frontier >= self.chunks.stop
 
 
+class SourceState(NamedTuple):
+    """What a source did so far. `rate` is in bytes a second, None before it can be told."""
+
+    source: str
+    rate: float | None
+    received_bytes: int
+    wasted_bytes: int
+    outstanding_chunks: int
+
+
+class Tally:
+    """Bytes of verified chunks: those that were needed, and those that were here already."""
+
+    def __init__(self) -> None:
+        self.received_bytes = 0
+        self.wasted_bytes = 0
+
+    def count(self, byte_count: int, wasted: bool) -> None:
+        if wasted:
+            self.wasted_bytes += byte_count
+        else:
+            self.received_bytes += byte_count
+
+
 class ChunkSchedule:
-    """What is held, asked and missing of one blob: one byte a chunk, O(window) a decision."""
+    """What is held, asked and missing of one blob: three bits a chunk.
+
+    A decision looks at a window of the blob, not at the blob. A source that was not
+    introduced with `source_joined` is taken for one of the whole blob.
+    """
 
     def __init__(self, chunk_count: int) -> None:
-        self._states = bytearray(_MISSING * chunk_count)
-        self._asked: dict[str, set[int]] = {}
+        self.chunk_count = chunk_count
+        self.total = Tally()
+        self._held = ChunkSet(chunk_count)
+        # Not held, and asked of one source or two; of two.
+        self._asked = ChunkSet(chunk_count)
+        self._doubled = ChunkSet(chunk_count)
         self._wants: list[Want] = []
-        self.held_count = 0
+        self._sources: dict[str, SourceQueue] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._rate = Rate()
+
+    # --- what is wanted and held ----------------------------------------------------------
+
+    @property
+    def held_count(self) -> int:
+        return len(self._held)
 
     def want(self, chunks: range) -> Want:
-        """Ask for a run of chunks; drop it again with `unwant`."""
-        wanted = Want(chunks)
+        """Ask for a run of chunks; drop it again with `unwant`. Who wants the same share it."""
+        assert chunks.step == 1 and chunks.start >= 0 and chunks.stop <= self.chunk_count
+        wanted = next((w for w in self._wants if w.chunks == chunks), None)
+        if wanted is None:
+            wanted = Want(chunks)
+            self._advance(wanted)
+        else:
+            self._wants.remove(wanted)
+        wanted.waiting += 1
         self._wants.append(wanted)
-        self._advance(wanted)
         return wanted
 
     def unwant(self, wanted: Want) -> None:
-        self._wants.remove(wanted)
+        wanted.waiting -= 1
+        if not wanted.waiting:
+            self._wants.remove(wanted)
 
     @property
     def satisfied(self) -> bool:
@@ -51,50 +121,247 @@ class ChunkSchedule:
         return all(wanted.satisfied for wanted in self._wants)
 
     def holds(self, number: int) -> bool:
-        return self._states[number : number + 1] == _HELD
-
-    def next_for(self, source: str) -> range | None:
-        """The chunks to request from `source` now, or None when all that is wanted is asked for."""
-        for wanted in reversed(self._wants):
-            chunks = self._next_run(wanted)
-            if chunks is not None:
-                self._mark(chunks, _ASKED)
-                self._asked.setdefault(source, set()).update(chunks)
-                return chunks
-        return None
-
-    def received(self, source: str, number: int) -> None:
-        """A chunk from `source` was verified and written."""
-        self._asked.get(source, set()).discard(number)
-        self.hold(number)
+        return number in self._held
 
     def hold(self, number: int) -> None:
         """The chunk is on disk, verified, from wherever it came."""
-        if not self.holds(number):
-            self._mark(range(number, number + 1), _HELD)
-            self.held_count += 1
+        if self.holds(number):
+            return
+        self._held.add(number)
+        self._asked.remove(number)
+        self._doubled.remove(number)
         for wanted in self._wants:
-            self._advance(wanted)
+            if wanted.frontier == number:
+                self._advance(wanted)
+
+    def _advance(self, wanted: Want) -> None:
+        wanted.frontier = self._held.first_missing(wanted.frontier, wanted.chunks.stop)
+
+    # --- sources come and go --------------------------------------------------------------
+
+    def source_joined(self, source: str, has_all: bool = True) -> None:
+        """A source of the whole blob, or of what `source_has` will say. No news if it is here."""
+        if source not in self._sources:
+            has = None if has_all else ChunkSet(self.chunk_count)
+            self._sources[source] = SourceQueue(self.chunk_count, has)
+
+    def source_has(self, source: str, chunks: range | bytes) -> None:
+        """A source of a part has these too; chunk i of a bitmap is bit i % 8 of byte i // 8."""
+        self.source_joined(source, has_all=False)
+        self._sources[source].now_has(chunks)
+
+    def source_lacks(self, source: str, chunks: range) -> None:
+        """The source said that it does not have these (any more); what it owes is given back."""
+        self.source_joined(source)
+        self._sources[source].lacks(chunks)
+        self.given_back(source, chunks)
+
+    def given_back(self, source: str, chunks: range, now: float | None = None) -> None:
+        """The source will not deliver these: it was told not to (`now`), or it refused."""
+        queue = self._sources.get(source)
+        if queue is None:
+            return
+        # What it owes is little; the range is its own word, and may be of any length.
+        for number in [number for number in queue.outstanding if number in chunks]:
+            queue.drop(number, now)
+            self._give_back(number)
 
     def source_left(self, source: str) -> None:
         """Whatever `source` still owed us may be asked of someone else."""
-        for number in self._asked.pop(source, set()):
-            if not self.holds(number):
-                self._mark(range(number, number + 1), _MISSING)
+        queue = self._sources.pop(source, None)
+        for number in queue.outstanding if queue is not None else ():
+            self._give_back(number)
 
-    def _next_run(self, wanted: Want) -> range | None:
-        stop = min(wanted.chunks.stop, wanted.frontier + WINDOW_CHUNKS_MAX)
-        first = self._states.find(_MISSING, wanted.frontier, stop)
-        if first < 0:
+    def _give_back(self, number: int) -> None:
+        if number in self._doubled:
+            self._doubled.remove(number)
+        else:
+            self._asked.remove(number)
+
+    # --- what to ask for ------------------------------------------------------------------
+
+    def next_for(
+        self, source: str, chunks_max: int = RANGE_CHUNKS_MAX, now: float | None = None
+    ) -> range | None:
+        """The chunks to request from `source` now, or None when there is nothing for it.
+
+        With the time, a source owes at most what its rate allows; without, nothing is
+        measured, and it is asked until all is asked for.
+        """
+        self.source_joined(source)
+        queue = self._sources[source]
+        allowance = self._allowance(queue, now)
+        oldest = next((wanted for wanted in self._wants if not wanted.satisfied), None)
+        for wanted in reversed(self._wants):
+            room = self._room(queue, allowance, passing=wanted is not oldest)
+            if wanted.satisfied or not room:
+                continue
+            chunks = self._next_run(queue, wanted, min(chunks_max, room), now)
+            if chunks is not None:
+                self._ask(queue, chunks, now)
+                return chunks
+        return None
+
+    def _allowance(self, queue: SourceQueue, now: float | None) -> int:
+        if now is None:
+            # However much of the blob it owes, half of this is free.
+            return 2 * self.chunk_count
+        own = queue.chunks_per_s(now) or 0.0
+        others = (other for other in self._sources.values() if other is not queue)
+        together = own + sum(other.chunks_per_s(now) or 0.0 for other in others)
+        return queue.allowance(own / together if together else 1.0, now)
+
+    @staticmethod
+    def _room(queue: SourceQueue, allowance: int, passing: bool) -> int:
+        """How many chunks it may be asked for: none before a quarter of its allowance is free."""
+        owed = len(queue.outstanding)
+        if passing:
+            # Whoever reads a few bytes does not wait until the queue of a download is shorter.
+            return max(allowance + RANGE_CHUNKS_MAX - owed, 0)
+        room = allowance - owed
+        return room if room >= max(1, allowance // 4) else 0
+
+    def _next_run(
+        self, queue: SourceQueue, wanted: Want, length_max: int, now: float | None
+    ) -> range | None:
+        start = wanted.frontier
+        stop = min(wanted.chunks.stop, start + WINDOW_CHUNKS_MAX)
+        useful = queue.window(start, stop) & ~self._held.window(start, stop)
+        asked = self._asked.window(start, stop)
+        new = useful & ~asked
+        if new and now is not None:
+            new &= ~self._better_left(queue, start, stop, now)
+        if new:
+            return first_run(self._rarest(new, start, stop), start, length_max)
+        once = useful & asked & ~self._doubled.window(start, stop)
+        if once and now is not None:
+            return self._late_run(queue, once, start, length_max, now)
+        return None
+
+    def _better_left(self, queue: SourceQueue, start: int, stop: int, now: float) -> int:
+        """The chunks in a window that others bring before this source could bring one.
+
+        With them it would only hold up the window, though it is left out for a while and
+        then tried again: it may have become faster.
+        """
+        if queue.chunks_per_s(now) is None or queue.rested(now):
+            return 0
+        theirs, together = 0, 0.0
+        for other in self._sources.values():
+            has = 0 if other is queue or other.late(now) else other.window(start, stop)
+            if has:
+                theirs |= has
+                together += other.chunks_per_s(now) or 0.0
+        too_slow = queue.delivery_s(1, now) * together > _PASSED_CHUNKS_MAX
+        return theirs if too_slow else 0
+
+    def _rarest(self, chunks: int, start: int, stop: int) -> int:
+        """Of the chunks in a window, those with the fewest holders."""
+        parts = [queue for queue in self._sources.values() if queue.has is not None]
+        if not parts:
+            return chunks
+        full = len(self._sources) - len(parts)
+        # By i: the chunks that more than i sources have.
+        more = [-1 if full > i else 0 for i in range(_RARE_HOLDERS_MAX + 1)]
+        for queue in parts:
+            has = queue.window(start, stop)
+            for i in range(_RARE_HOLDERS_MAX, 0, -1):
+                more[i] |= more[i - 1] & has
+            more[0] |= has
+        return next((chunks & ~common for common in more if chunks & ~common), chunks)
+
+    def _late_run(
+        self, queue: SourceQueue, once: int, start: int, length_max: int, now: float
+    ) -> range | None:
+        """The end game: what comes last from others, down to where asking again is no gain."""
+        due_s = {
+            number: in_s
+            for other in self._sources.values()
+            if other is not queue
+            for number, in_s in other.expected(now)
+            if number >= start and once >> (number - start) & 1
+        }
+        if not due_s:
             return None
-        last = first + 1
-        while last < min(stop, first + RANGE_CHUNKS_MAX) and self._states[last] == _MISSING[0]:
-            last += 1
-        return range(first, last)
+        last = max(due_s, key=lambda number: (due_s[number], number))
+        first, soonest_s = last + 1, due_s[last]
+        while last - first + 1 < length_max and first - 1 in due_s:
+            soonest_s = min(soonest_s, due_s[first - 1])
+            delivery_s = queue.delivery_s(last - first + 2, now)
+            if soonest_s - delivery_s <= max(delivery_s, END_GAME_GAIN_S_MIN):
+                break
+            first -= 1
+        return range(first, last + 1) or None
 
-    def _mark(self, chunks: range, state: bytes) -> None:
-        self._states[chunks.start : chunks.stop] = state * len(chunks)
+    def _ask(self, queue: SourceQueue, chunks: range, now: float | None) -> None:
+        if now is not None and not any(other.outstanding for other in self._sources.values()):
+            self._rate.resume(now)
+        queue.ask(chunks, now)
+        # A run is either new or asked of another already, as a whole.
+        (self._doubled if chunks.start in self._asked else self._asked).add_range(chunks)
 
-    def _advance(self, wanted: Want) -> None:
-        while not wanted.satisfied and self.holds(wanted.frontier):
-            wanted.frontier += 1
+    # --- what came ------------------------------------------------------------------------
+
+    def moved(self, source: str, byte_count: int, now: float) -> None:
+        """A piece of a chunk has come. Who delivers slowly is known by it before the chunk is."""
+        if source in self._sources:
+            self._sources[source].moved(byte_count, now)
+
+    def received(
+        self,
+        source: str,
+        number: int,
+        now: float | None = None,
+        byte_count: int = CHUNK_BYTES,
+    ) -> None:
+        """A chunk from `source` was verified and written, or was here already: then it is waste."""
+        wasted = self.holds(number)
+        self.total.count(byte_count, wasted)
+        self._tallies.setdefault(source, Tally()).count(byte_count, wasted)
+        queue = self._sources.get(source)
+        if queue is not None:
+            queue.outstanding.pop(number, None)
+            queue.deliver(byte_count, now)
+        if now is not None and not wasted:
+            self._rate.add(byte_count, now)
+        self.hold(number)
+
+    def pointless(self, source: str, now: float) -> tuple[range, ...]:
+        """What `source` owes though it is held: to be cancelled, and then `given_back`.
+
+        In runs, in the order asked for. What comes all the same is counted as waste.
+        Nothing for a source that is late: it goes on owing until it sends or is stalled.
+        """
+        queue = self._sources.get(source)
+        runs: list[range] = []
+        for number in queue.outstanding if queue is not None and not queue.late(now) else ():
+            if not self.holds(number):
+                continue
+            if runs and runs[-1].stop == number:
+                runs[-1] = range(runs[-1].start, number + 1)
+            else:
+                runs.append(range(number, number + 1))
+        return tuple(runs)
+
+    def stalled(self, now: float) -> list[str]:
+        """Sources that owe something and have sent next to nothing for STALL_S_MAX."""
+        return [name for name, queue in self._sources.items() if queue.stalled(now)]
+
+    def rate(self, now: float) -> float | None:
+        """Useful bytes a second from all sources together; None before it can be told."""
+        return self._rate.at(now)
+
+    def sources(self, now: float) -> list[SourceState]:
+        """The sources that are here, and those that delivered something before they left."""
+        return [self._state(name, now) for name in {**self._sources, **self._tallies}]
+
+    def _state(self, name: str, now: float) -> SourceState:
+        tally = self._tallies.get(name) or Tally()
+        queue = self._sources.get(name)
+        return SourceState(
+            name,
+            queue.rate.at(now) if queue is not None else None,
+            tally.received_bytes,
+            tally.wasted_bytes,
+            len(queue.outstanding) if queue is not None else 0,
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +24,7 @@ from kachery_p2p.errors import (
     PeerError,
     PeerRefusedError,
 )
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     CHUNK_BYTES,
     HASH_WAIT_S_MAX,
@@ -30,6 +32,7 @@ from kachery_p2p.limits import (
     SERVED_STREAMS_PER_PEER_MAX,
     STREAM_IDLE_S_MAX,
 )
+from kachery_p2p.network.bulk_serving import Served
 from kachery_p2p.network.link import DATA, Link, Stream
 from kachery_p2p.network.session import Session, code_of
 from kachery_p2p.network.sessions import Sessions
@@ -37,6 +40,7 @@ from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.objects import Opened
 from kachery_p2p.transfer.sources import send_in_time
+from kachery_p2p.wire.bulk_messages import BulkRange
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import RangeRequest, read_range_request
 
@@ -142,6 +146,24 @@ class Server:
         finally:
             self._hashing.pop(content).set()
 
+    # --- bulk connections --------------------------------------------------------------------
+
+    async def serve_bulk(self, peer: NodeId, wanted: BulkRange) -> Served:
+        """What a member asks for on its bulk connection, if it may have it."""
+        session = self._sessions.get(peer)
+        if session is None:
+            raise _refusal()
+        body = {"channel": wanted.channel, "content": wanted.content, "root": wanted.root}
+        held = await self._held(session, body)
+        if wanted.end > held.chunk_count:
+            raise _refusal()
+        try:
+            opened = await trio.to_thread.run_sync(self._blobs.open_verified, held.content)
+        except KacheryError as error:
+            log.warning("cannot serve %s: %s", held.content, error)
+            raise _refusal()
+        return _ServedInBulk(opened, lambda: not self._serves(session, wanted.channel))
+
     # --- data streams --------------------------------------------------------------------------
 
     async def _serve_stream(self, stream: Stream) -> None:
@@ -191,6 +213,19 @@ class Server:
         if request.first + request.count > held.chunk_count:
             raise _refusal()
         return held
+
+
+class _ServedInBulk:
+    """A blob while one request on a bulk connection is answered."""
+
+    def __init__(self, opened: Opened, revoked: Callable[[], bool]) -> None:
+        self._opened = opened
+        self.revoked = revoked
+        self.descriptor = opened.descriptor
+        self.size = opened.root_object.size
+
+    def close(self) -> None:
+        self._opened.close()
 
 
 class _Open:

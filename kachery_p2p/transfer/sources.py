@@ -28,6 +28,8 @@ from kachery_p2p.limits import (
     STALL_BYTES_MIN,
     STALL_S_MAX,
 )
+from kachery_p2p.network.bulk_asking import BulkConnection
+from kachery_p2p.network.bulk_sessions import Bulk
 from kachery_p2p.network.link import DATA, Link, Stream
 from kachery_p2p.network.session import Session, error_of
 from kachery_p2p.network.sessions import Sessions
@@ -61,6 +63,9 @@ class Source(Protocol):
 
     async def page(self, content: ContentHash, root: Root, number: int) -> bytes: ...
 
+    async def bulk(self) -> BulkConnection | None:
+        """A fast connection to ask for chunks on; None if there is none, and `pull` is to do it."""
+
     async def pull(
         self,
         content: ContentHash,
@@ -85,12 +90,15 @@ class Claim(NamedTuple):
 
 
 class PeerSource:
-    """A member of a channel, asked over libp2p streams."""
+    """A member of a channel."""
 
-    def __init__(self, session: Session, link: Link, channel: str) -> None:
+    def __init__(
+        self, session: Session, link: Link, channel: str, bulk: Bulk | None = None
+    ) -> None:
         self._session = session
         self._link = link
         self._channel = channel
+        self._bulk = bulk
 
     @property
     def name(self) -> str:
@@ -112,6 +120,9 @@ class PeerSource:
         body = {**self._names(content, root), "number": number}
         answer = await self._session.request("page", body, REQUEST_S_MAX)
         return bytes(answer["page"])
+
+    async def bulk(self) -> BulkConnection | None:
+        return None if self._bulk is None else await self._bulk.connection(self._session)
 
     async def pull(
         self,
@@ -245,10 +256,15 @@ class Holders:
     """
 
     def __init__(
-        self, sessions: Sessions, link: Link, announcements: Announcements | None = None
+        self,
+        sessions: Sessions,
+        link: Link,
+        announcements: Announcements | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
         self._sessions = sessions
         self._link = link
+        self._bulk = bulk
         self._announcements = announcements
         self._asking: dict[tuple[Session, str, ContentHash], _Asking] = {}
 
@@ -335,7 +351,7 @@ class Holders:
     async def _have(self, session: Session, channel: str, content: ContentHash) -> Claim:
         body = {"channel": channel, "content": content.raw}
         answer = await session.request("have", body, HAVE_S_MAX)
-        source = PeerSource(session, self._link, channel)
+        source = PeerSource(session, self._link, channel, self._bulk)
         return Claim(source, answer["size"], Root.of_raw(answer["root"]), answer["pinned"])
 
     async def _ask_members(

@@ -207,7 +207,7 @@ def test_files_stored_before_a_channel_existed_wait_until_they_are_shared(lab: L
     uri = alice.cli("store", str(lab.file("x.bin", 2 * MIB))).stdout.strip()
     alice.start()
     bob.start("--bootstrap", alice.address)
-    assert any("1 files are not shared" in line for line in alice.lines)
+    assert any("not shared: 1 stored" in line for line in alice.lines)
     assert bob.cli("load", uri).returncode == 3
 
     shared = alice.cli("share", "--pending", "--channel", "lab")

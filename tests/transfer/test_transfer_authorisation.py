@@ -201,8 +201,8 @@ def test_no_operation_is_missing_from_this_table() -> None:
         "succession": "tests/processes/test_processes_channels.py",
         "announce": "tests/network/test_network_announcer.py",
         "holders": "tests/network/test_network_announcer.py",
-        "bulk": "tests/transfer/test_transfer_bulk.py",
-        "bulk_back": "tests/transfer/test_transfer_bulk.py",
+        "bulk": "tests/processes/test_processes_bulk.py",
+        "bulk back": "tests/processes/test_processes_bulk.py",
     }
     assert OPERATIONS.keys() - tested_elsewhere.keys() == EXPECTED.keys()
 

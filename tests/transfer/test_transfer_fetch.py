@@ -79,6 +79,9 @@ class Member:
         self.pages += 1
         return self.blob.manifest.pages[number]
 
+    async def bulk(self) -> None:
+        return None
+
     async def pull(
         self,
         content: ContentHash,
@@ -702,9 +705,9 @@ async def test_who_leaves_while_the_blob_is_stored_leaves_a_blob_with_its_grant(
 
     with trio.CancelScope() as scope:
 
-        def adopt_and_cancel(partial: Any) -> None:
+        def adopt_and_cancel(partial: Any, sha1: str) -> None:
             trio.from_thread.run_sync(scope.cancel)
-            adopt(partial)
+            adopt(partial, sha1)
 
         world.fetch._adopt = adopt_and_cancel  # type: ignore[method-assign]
         await world.load()
@@ -722,9 +725,9 @@ async def test_who_leaves_while_the_bytes_turn_out_wrong_leaves_nothing(
     adopt = world.fetch._adopt
     with trio.CancelScope() as scope:
 
-        def adopt_and_cancel(partial: Any) -> None:
+        def adopt_and_cancel(partial: Any, sha1: str) -> None:
             trio.from_thread.run_sync(scope.cancel)
-            adopt(partial)
+            adopt(partial, sha1)
 
         world.fetch._adopt = adopt_and_cancel  # type: ignore[method-assign]
         with suppress(UriInconsistentError, BaseExceptionGroup):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import deque
 from collections.abc import Iterator
 from random import Random
 
 import pytest
 
 from kachery_p2p.limits import RANGE_CHUNKS_MAX, WINDOW_CHUNKS_MAX
+from kachery_p2p.transfer.chunk_set import ChunkSet
 from kachery_p2p.transfer.schedule import ChunkSchedule
 
 
@@ -26,8 +29,8 @@ def schedule(world: str) -> ChunkSchedule:
 
 
 def draw(made: ChunkSchedule) -> str:
-    asked = {number: node for node, numbers in made._asked.items() for number in numbers}
-    return "".join("#" if made.holds(n) else asked.get(n, ".") for n in range(len(made._states)))
+    asked = {n: node for node, queue in made._sources.items() for n in queue.outstanding}
+    return "".join("#" if made.holds(n) else asked.get(n, ".") for n in range(made.chunk_count))
 
 
 def test_nothing_is_asked_for_that_nobody_wants() -> None:
@@ -157,34 +160,55 @@ def test_whatever_fails_everything_wanted_is_asked_for_and_nothing_twice_at_once
     assert draw(made) == "#" * count
 
 
-class CountingBytes(bytearray):
-    """Counts the bytes that a schedule looks at."""
+class CountingSet(ChunkSet):
+    """Counts the chunks that a schedule looks at."""
 
     looked_at = 0
 
-    def find(self, sub: object, start: object = 0, end: object = None) -> int:
-        assert isinstance(sub, bytes) and isinstance(start, int) and isinstance(end, int)
-        found = super().find(sub, start, end)
-        CountingBytes.looked_at += (end if found < 0 else found) - start + 1
-        return found
-
-    def __getitem__(self, key: object) -> int:  # type: ignore[override]
-        CountingBytes.looked_at += 1
-        return super().__getitem__(key)  # type: ignore[call-overload,no-any-return]
+    def window(self, start: int, stop: int) -> int:
+        CountingSet.looked_at += stop - start
+        return super().window(start, stop)
 
 
-def test_a_decision_in_a_terabyte_looks_at_a_window_and_not_at_the_blob() -> None:
-    count = 1_000_000
+def counting(count: int, random: Random) -> ChunkSchedule:
+    """A schedule of so many chunks, of which half are held, that counts what it looks at."""
     made = ChunkSchedule(count)
-    made._states = CountingBytes(made._states)
+    made._held = CountingSet(count, random.randbytes(-(-count // 8)))
+    made._asked, made._doubled = CountingSet(count), CountingSet(count)
+    CountingSet.looked_at = 0
+    return made
+
+
+@pytest.mark.parametrize("count", [10_000, 1_000_000])
+def test_decisions_look_at_windows_and_not_at_the_blob(count: int) -> None:
+    random = Random(count)
+    made = counting(count, random)
     made.want(range(count))
-    CountingBytes.looked_at = decisions = 0
-    for number in range(10_000):
-        while made.next_for("a") is not None:
+    for part in "cd":
+        made.source_has(part, random.randbytes(-(-count // 8)))
+    owed: dict[str, deque[int]] = {node: deque() for node in "abcd"}
+    now, decisions = 0.0, 0
+    while decisions < 25_000 and not made.satisfied:
+        now += 0.001
+        for node, numbers in owed.items():
             decisions += 1
-        decisions += 1
-        made.received("a", number)
-    assert CountingBytes.looked_at < 2 * WINDOW_CHUNKS_MAX * decisions
+            numbers.extend(made.next_for(node, WINDOW_CHUNKS_MAX, now) or ())
+            if numbers:
+                made.received(node, numbers.popleft(), now)
+    assert made.satisfied or decisions >= 25_000
+    # Held, asked and doubled in a window, and the way of the frontier to the next.
+    assert CountingSet.looked_at < 4 * WINDOW_CHUNKS_MAX * decisions
+
+
+def test_a_schedule_of_a_tebibyte_is_small() -> None:
+    tracemalloc.start()
+    try:
+        made = ChunkSchedule(1 << 20)
+        made.want(range(1 << 20))
+        made.next_for("a", WINDOW_CHUNKS_MAX, 0.0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def everything(made: ChunkSchedule, node: str) -> Iterator[range]:
