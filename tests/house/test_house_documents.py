@@ -310,6 +310,7 @@ def test_the_protocol_lists_every_operation_of_the_doors_with_its_fields() -> No
     for name, operation in operations.OPERATIONS.items():
         row = listed[name]
         assert (row[1] != "-") == (operations.OWNER in operation.needs), name
+        assert ("guests" in row[1]) == (operations.GUEST in operation.needs), name
         assert codes(row[3]) == list(operation.body), name
         assert codes(row[4]) == list(operation.result), name
 
@@ -325,5 +326,11 @@ def test_the_protocol_shows_the_bounds_of_the_code() -> None:
         limits.PENDING_REQUESTS_MAX,
         limits.STREAMS_PER_PEER_MAX,
         limits.PEERS_MAX,
+        limits.MEMBERS_MAX,
+        limits.CHANNEL_ENTRIES_MAX,
+        limits.ANNOUNCED_PER_PEER_MAX,
+        limits.ANNOUNCED_MAX,
+        limits.ANNOUNCE_PREFIXES_MAX,
+        limits.RENDEZVOUS_ENTRIES_MAX,
     ):
         assert f"{number:,}" in bounds

@@ -73,6 +73,12 @@ PURE = (
     "network/providers",
     "network/catalogue",
     "transfer/schedule",
+    "transfer/chunk_set",
+    "transfer/rates",
+    "transfer/source_queue",
+    "wire/sealed",
+    "wire/bulk_messages",
+    "network/bulk_tickets",
 )
 OUTSIDE_WORLD = {
     "asyncio",
