@@ -64,7 +64,7 @@ _REFUSALS: dict[str, tuple[type[ChannelError], str]] = {
     EXPIRED: (InviteExpiredError, "the invite has expired"),
     USED: (InviteUsedError, "another node has entered with this invite"),
     OTHER_NODE: (InviteError, "the invite is for another node"),
-    REMOVED: (NodeRemovedError, "this node was removed from the channel after it was invited"),
+    REMOVED: (NodeRemovedError, "this node was removed: an admin has to invite it by its id"),
     CLOSED: (
         ChannelClosedError,
         "the channel admits nobody new: it is past its end, full or split",

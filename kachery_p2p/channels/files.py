@@ -214,6 +214,10 @@ def resolve(
     file = _named_file(asked, cwd)
     name = file.name if file else check_channel_name(asked)
     known = read_joined(config_dir, name)
+    if known is None and os.path.lexists(pending_path(config_dir, name)):
+        # The channel that is waited for, not another one of that name.
+        tell(f"waiting to be let into the channel {name}")
+        return None
     if file is None and known is None:
         file = find_channel_file(name, channel_file_dirs(config_dir, cwd))
     if file is not None:

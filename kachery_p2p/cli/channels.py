@@ -147,7 +147,7 @@ def invite(name: str, roles: tuple[str, ...], hours: float, node: str | None) ->
         "node": None if node is None else _node(node),
     }
     answer(_call("channel_invite", body)["invite"])
-    note(f"for one node, within {hours:g} hours: `kachery-p2p channel join INVITE`")
+    note(f"for one node, good for {hours:g} h: `kachery-p2p channel join INVITE`")
 
 
 @channel.command()

@@ -8,7 +8,6 @@ Being sorted, all prefixes that begin alike are found together.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.wire.messages import PREFIX_BYTES
 
+_LITTLE_ENDIAN = array("H", [1]).tobytes()[0] == 1
 # A block is split when it is longer, and joined with its neighbour below a quarter of it.
 _BLOCK_MAX = 512
 _BLOCK_MIN = _BLOCK_MAX // 4
@@ -37,7 +37,7 @@ def unpack(packed: bytes) -> array[int]:
 
 
 def _swapped(words: array[int]) -> array[int]:
-    if sys.byteorder == "little":
+    if _LITTLE_ENDIAN:
         words.byteswap()
     return words
 
@@ -126,9 +126,7 @@ class PrefixSet:
     @property
     def bytes_used(self) -> int:
         """Memory taken, as far as it grows with the set."""
-        return sum(map(sys.getsizeof, self._blocks)) + sum(
-            map(sys.getsizeof, (self._blocks, self._lasts))
-        )
+        return sum(kept.__sizeof__() for kept in (*self._blocks, self._blocks, self._lasts))
 
     def _split(self, at: int) -> None:
         block = self._blocks[at]
