@@ -362,6 +362,10 @@ SHARES_LOG_S = 5.0
 BULK_AGAIN_S = 60.0
 # How often it is looked which bulk connections have lost their session, and which lines are busy.
 BULK_WATCH_S = 2.0
+# Sources of one download at once: with more, deciding who brings what takes longer than it saves.
+SOURCES_MAX = 8
+# Who else has a content that is being downloaded is asked again this often.
+SOURCES_LOOK_S = 10.0
 # Verified chunks that wait to be hashed: who brings more waits, so that memory stays bounded.
 ASSEMBLY_CHUNKS_MAX = 8
 # The disk is told to begin writing after so many chunks: large writes, and the last sync is short.

@@ -21,8 +21,6 @@ from kachery_p2p.content.manifests import (
     Manifest,
     RootObject,
     chunk_hash,
-    page_of,
-    verify_page,
 )
 from kachery_p2p.errors import (
     InvalidRangeError,
@@ -31,17 +29,20 @@ from kachery_p2p.errors import (
     UriInconsistentError,
     VerificationError,
 )
-from kachery_p2p.limits import BULK_PIPELINED, BULK_RANGE_CHUNKS, CHUNK_BYTES, FETCH_LINGER_S
-from kachery_p2p.network.bulk_asking import BulkConnection
-from kachery_p2p.network.bulk_buffers import Piece
+from kachery_p2p.limits import (
+    CHUNK_BYTES,
+    FETCH_LINGER_S,
+    SOURCES_LOOK_S,
+    SOURCES_MAX,
+)
 from kachery_p2p.network.session import one_error
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.partials import Partial
-from kachery_p2p.transfer.assembly import Assembly, Copy
+from kachery_p2p.transfer.assembly import Assembly
+from kachery_p2p.transfer.pulling import Pulling
 from kachery_p2p.transfer.schedule import ChunkSchedule, Want
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.transfer.suppliers import FAULTS, Suppliers
-from kachery_p2p.wire.bulk_messages import BulkRange
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Waiter:
 
 
 class Fetch:
-    """Fetch one blob from one channel's sources, one source at a time."""
+    """Fetch one blob from all of one channel's sources at once."""
 
     def __init__(
         self,
@@ -100,8 +101,11 @@ class Fetch:
         self._object: RootObject | None = None
         self._partial: Partial | None = None
         self._assembly: Assembly | None = None
+        self._pulling: Pulling | None = None
         self._schedule = ChunkSchedule(0)
-        self._using: str | None = None
+        # The sources at work, by node.
+        self._active: dict[str, Source] = {}
+        self._changed = trio.Event()
         self._cancel = trio.CancelScope()
         self._joined = trio.Event()
         self._finished = False
@@ -174,7 +178,7 @@ class Fetch:
         held = min(
             self._schedule.held_count * CHUNK_BYTES, self._object.size if self._object else 0
         )
-        sources = (self._using,) if self._using else ()
+        sources = tuple(source.name for source in self._active.values())
         return State(held, self._object.size if self._object else None, sources)
 
     # --- the work -----------------------------------------------------------------------
@@ -200,20 +204,56 @@ class Fetch:
 
     async def _fetch(self) -> None:
         while await self._is_wanted():
-            source = await self._suppliers.next()
-            self._using = source.name
+            with one_error():
+                await self._gather()
+            if self._whole_wanted:
+                await self._finish()
+
+    async def _gather(self) -> None:
+        """All that is wanted, from as many sources as there are."""
+        async with trio.open_nursery() as nursery:
+            looked_at = trio.current_time()
+            while not self._has_all:
+                source = await self._recruit()
+                if source is not None:
+                    self._active[source.node] = source
+                    nursery.start_soon(self._take_from, source)
+                    continue
+                with trio.move_on_after(SOURCES_LOOK_S):
+                    await self._changed.wait()
+                if trio.current_time() - looked_at >= SOURCES_LOOK_S:
+                    looked_at = trio.current_time()
+                    nursery.start_soon(self._suppliers.look)
+            # What slower sources still owe is here already.
+            nursery.cancel_scope.cancel()
+
+    @property
+    def _has_all(self) -> bool:
+        return self._object is not None and self._schedule.satisfied
+
+    async def _recruit(self) -> Source | None:
+        """A source that is not at work yet; None if nobody more is to be had just now.
+
+        With nobody at work, the next one is waited for, and begins. Raises
+        AllProvidersFailedError.
+        """
+        if self._active:
+            full = len(self._active) >= SOURCES_MAX
+            return None if full else self._suppliers.another(self._active)
+        source = await self._suppliers.next()
+        if self._object is None:
+            self._active[source.node] = source
             try:
-                await self._take_from(source)
+                await self._begin(source)
             except UriInconsistentError:
                 # No fault of who served these bytes: it is root and SHA-1 that do not agree.
                 raise
             except FAULTS as error:
                 self._suppliers.failed(source, error)
+                return None
             finally:
-                self._schedule.source_left(source.node)
-                self._using = None
-            if self._whole_wanted and self._object is not None and self._schedule.satisfied:
-                await self._finish()
+                del self._active[source.node]
+        return source
 
     async def _is_wanted(self) -> bool:
         """True if somebody waits; when all have theirs, the next who comes is waited for.
@@ -231,43 +271,17 @@ class Fetch:
         return True
 
     async def _take_from(self, source: Source) -> None:
-        """Everything that is wanted, as far as this source gives it."""
-        if self._object is None:
-            await self._begin(source)
-        bulk = await source.bulk()
-        if bulk is not None:
-            await self._pull(source, bulk)
-            return
-        await source.pull(
-            self.content,
-            self.root,
-            lambda: self._schedule.next_for(source.node),
-            self._deliver,
-        )
-
-    async def _pull(self, source: Source, bulk: BulkConnection) -> None:
-        """Everything that is wanted, by a few requests at a time on a bulk connection."""
-        with one_error():
-            async with trio.open_nursery() as nursery:
-                for _ in range(BULK_PIPELINED):
-                    nursery.start_soon(self._pull_ranges, source, bulk)
-
-    async def _pull_ranges(self, source: Source, bulk: BulkConnection) -> None:
-        assert self._assembly is not None
-        take, token = self._assembly.take, trio.lowlevel.current_trio_token()
-
-        def sink(piece: Piece) -> None:
-            """Called in the connection's thread, which goes on receiving."""
-            number = piece.number
-            take(piece)
-            token.run_sync_soon(self._arrived, source, number)
-
-        while (chunks := self._schedule.next_for(source.node, BULK_RANGE_CHUNKS)) is not None:
-            await self._see_pages(source, chunks)
-            wanted = BulkRange(
-                source.channel, self.content.raw, self.root.raw, chunks.start, len(chunks)
-            )
-            await bulk.fetch(wanted, sink, urgent=not self._whole_wanted)
+        """What this source gives of all that is wanted, until there is nothing more to want."""
+        assert self._pulling is not None
+        try:
+            await self._pulling.take_from(source)
+        except UriInconsistentError:
+            raise
+        except FAULTS as error:
+            self._suppliers.failed(source, error)
+        finally:
+            self._active.pop(source.node, None)
+            self._schedule_changed()
 
     async def _begin(self, source: Source) -> None:
         """Learn the root object, open the partial, and see what an earlier try left there."""
@@ -292,6 +306,9 @@ class Fetch:
         self._schedule = ChunkSchedule(found.chunk_count)
         await self._resume()
         self._assembly = Assembly(self._partial)
+        self._pulling = Pulling(
+            self._schedule, self._assembly, self._arrived, is_urgent=lambda: not self._whole_wanted
+        )
         for waiter in self._waiters:
             self._enter(waiter)
         self._tell(self.state())
@@ -307,29 +324,19 @@ class Fetch:
                 self._schedule.hold(number)
             self._notify()
 
-    async def _deliver(self, source: Source, number: int, data: bytes) -> None:
-        """One chunk has come over a data stream."""
-        assert self._assembly is not None
-        await self._see_pages(source, range(number, number + 1))
-        await trio.to_thread.run_sync(self._assembly.take, Copy(number, data))
-        self._arrived(source, number)
-
-    async def _see_pages(self, source: Source, chunks: range) -> None:
-        """The pages that these chunks are verified by are in the partial when this returns."""
-        assert self._object is not None
-        assert self._partial is not None
-        for page_number in range(page_of(chunks[0])[0], page_of(chunks[-1])[0] + 1):
-            if not self._partial.has_page(page_number):
-                page = await source.page(self.content, self.root, page_number)
-                verify_page(self._object, page_number, page)
-                await trio.to_thread.run_sync(self._partial.write_page, page_number, page)
-
-    def _arrived(self, source: Source, number: int) -> None:
+    def _arrived(self) -> None:
         """A verified chunk is on disk."""
-        self._schedule.received(source.node, number)
         self._suppliers.progressed()
         self._notify()
+        self._schedule_changed()
         self._tell(self.state())
+
+    def _schedule_changed(self) -> None:
+        """Wake whoever decides what to ask for next, and of whom."""
+        self._changed.set()
+        self._changed = trio.Event()
+        if self._pulling is not None:
+            self._pulling.look_again()
 
     async def _finish(self) -> None:
         """All chunks are here: check the SHA-1, make the partial the blob."""

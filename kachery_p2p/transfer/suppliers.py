@@ -65,7 +65,8 @@ class Suppliers:
     ) -> None:
         self.liars: set[str] = set()
         self._content = content
-        self._known = known
+        # Everybody who was found so far.
+        self._pool = {source.node: source for source in known}
         self._find = find
         self._wait = wait
         self._patient = patient
@@ -120,14 +121,31 @@ class Suppliers:
             hint="what arrived is kept: run it again when a provider is back",
         )
 
+    def another(self, busy: Collection[str]) -> Source | None:
+        """A source that may help those that are `busy`; None if none is known just now."""
+        rested_before = trio.current_time() - SOURCE_REST_S
+        free = [
+            source
+            for source in self._pool.values()
+            if source.node not in busy
+            and source.node not in self.liars
+            and self._failed_at(source.node) <= rested_before
+        ]
+        return min(free, key=lambda source: self._failed_at(source.node), default=None)
+
+    async def look(self) -> None:
+        """See who else has it by now."""
+        for source in await self._find(self._faults.keys()):
+            self._pool[source.node] = source
+
     async def _found(self) -> list[Source]:
-        sources, self._known = self._known, ()
-        if not sources:
-            sources = await self._find(self._faults.keys())
-        return [source for source in sources if source.node not in self.liars]
+        if not any(node not in self._faults for node in self._pool):
+            found = await self._find(self._faults.keys())
+            self._pool = {source.node: source for source in found}
+        return [source for source in self._pool.values() if source.node not in self.liars]
 
     def _failed_at(self, node: str) -> float:
-        return self._faults[node].at if node in self._faults else -1.0
+        return self._faults[node].at if node in self._faults else float("-inf")
 
     def _patience_s(self) -> float:
         """How much longer sources are waited for, counted from the first fault since progress."""

@@ -176,7 +176,7 @@ async def test_each_role_is_answered_as_documented_and_what_is_refused_has_no_ef
 
 
 def test_no_message_between_nodes_is_without_a_row_in_a_matrix() -> None:
-    # `range`: test_chunks_go_to_who_may_read_alone; `leave`: test_a_member_that_left_gets...
+    # `range` and `leave` are in test_transfer_authorisation, the bulk plane has tests of its own.
     elsewhere = {"range", "leave", "bulk", "bulk back"}
     assert OPERATIONS.keys() - elsewhere == EXPECTED.keys() | EXPECTED_HERE.keys()
 
