@@ -16,6 +16,7 @@ if sys.platform == "win32":
         " Subsystem for Linux"
     )
 
+from kachery_p2p.client.directories import load_dir, read_dir, store_dir
 from kachery_p2p.client.files import (
     find_file,
     get_channels,
@@ -47,6 +48,7 @@ from kachery_p2p.version import __version__
 __all__ = [
     "store_file",
     "store_files",
+    "store_dir",
     "link_file",
     "store_text",
     "store_json",
@@ -55,6 +57,8 @@ __all__ = [
     "store_object",
     "load_file",
     "load_files",
+    "load_dir",
+    "read_dir",
     "load_bytes",
     "open",
     "load_text",

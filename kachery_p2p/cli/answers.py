@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kachery_p2p.cli.outcome import answer
+
+if TYPE_CHECKING:
+    from kachery_p2p.client.origin import Origin
 
 
 def load(
@@ -13,9 +18,15 @@ def load(
     from_node: str | None = None,
     timeout: float | None = None,
 ) -> None:
-    """Print the path of the content."""
-    from kachery_p2p.client.files import load_file
+    """Print the path of the content; of a directory, that of `dest` or of each file."""
+    from kachery_p2p.client.files import is_directory_uri, load_file
 
+    if is_directory_uri(uri):
+        from kachery_p2p.client.origin import origin
+
+        if _names_directory(uri, origin(from_channel, from_node, timeout)):
+            _load_directory(uri, dest, verify, from_channel, from_node, timeout)
+            return
     answer(
         load_file(
             uri,
@@ -26,6 +37,44 @@ def load(
             timeout=timeout,
         )
     )
+
+
+def _names_directory(uri: str, origin: Origin) -> bool:
+    from kachery_p2p.client.directory_lists import look_up
+    from kachery_p2p.content.directories import Directory
+    from kachery_p2p.content.schemes import DirectoryUri, parse_any
+
+    where = parse_any(uri)
+    if isinstance(where, DirectoryUri) and not where.path:
+        return True
+    return isinstance(look_up(uri, origin)[1], Directory)
+
+
+def _load_directory(
+    uri: str,
+    dest: str | None,
+    verify: bool,
+    from_channel: str | None,
+    from_node: str | None,
+    timeout: float | None,
+) -> None:
+    from kachery_p2p.client.directories import load_dir
+    from kachery_p2p.client.wording import printable
+
+    loaded = load_dir(
+        uri,
+        dest,
+        verify=verify,
+        from_channel=from_channel,
+        from_node=from_node,
+        timeout=timeout,
+    )
+    if isinstance(loaded, str):
+        answer(loaded)
+        return
+    for name, path in loaded.items():
+        # As sha1sum writes it: what a script wants is before the first two spaces.
+        answer(f"{path}  {printable(name)}")
 
 
 def node_id() -> None:

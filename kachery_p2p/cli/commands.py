@@ -19,6 +19,7 @@ COMMANDS = {
     "link": "files:link",
     "load": "files:load",
     "cat": "files:cat",
+    "ls": "directories:ls",
     "info": "files:info",
     "find": "sharing:find",
     "share": "files:share",

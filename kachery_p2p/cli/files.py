@@ -1,10 +1,10 @@
-"""Commands about files: store, link, load, cat, info, share."""
+"""Commands about files: store, link, load, cat, info, share. Directories: see `directories`."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from kachery_p2p.cli.sources import origin_of, source_options
 from kachery_p2p.client.wording import counted, human_bytes, printable
 from kachery_p2p.content.uris import format_uri, parse_uri
 from kachery_p2p.errors import InvalidRangeError, NotFoundError, StoreFilesError
+
+if TYPE_CHECKING:
+    from kachery_p2p.client.origin import Origin
 
 # Pieces in which `cat` moves bytes: a daemon's answer to each is verified before any is written.
 CAT_BYTES = 16 << 20
@@ -33,16 +36,18 @@ PRIVATE_OPTION = click.option("--private", is_flag=True, help="Share in no chann
 def store(
     files: tuple[str, ...], label: str | None, channels: tuple[str, ...], private: bool
 ) -> None:
-    """Store a copy of each FILE and print its URI.
+    """Store a copy of each FILE and print its URI. A FILE may be a directory.
 
     Many at once are stored much quicker than one by one. If some cannot be stored the
     others are, and their URIs are printed.
     """
     chosen = _chosen(channels, private)
     if len(files) == 1:
+        from kachery_p2p.client.directories import store_dir
         from kachery_p2p.client.files import store_file
 
-        answer(store_file(files[0], label, channels=chosen))
+        store_one = store_dir if os.path.isdir(files[0]) else store_file
+        answer(store_one(files[0], label, channels=chosen))
     elif label is not None:
         raise click.UsageError("--label is for one FILE")
     else:
@@ -50,10 +55,10 @@ def store(
 
 
 def _store_many(files: tuple[str, ...], channels: list[str] | None) -> None:
-    from kachery_p2p.client.files import store_files
+    from kachery_p2p.cli.directories import store_each
 
     try:
-        uris: list[str | None] = [*store_files(files, channels=channels)]
+        uris = store_each(files, channels)
     except StoreFilesError as error:
         _answer_each(error.uris)
         raise
@@ -90,12 +95,19 @@ def _chosen(channels: tuple[str, ...], private: bool) -> list[str] | None:
 @click.command()
 @click.argument("uri")
 @click.option(
-    "--dest", type=click.Path(), metavar="PATH", help="Write a copy to this file or directory."
+    "--dest",
+    type=click.Path(),
+    metavar="PATH",
+    help="Write a copy to this file or directory; of a directory, as this directory.",
 )
 @click.option("--verify", is_flag=True, help="Read and verify it first, if it is stored here.")
 @source_options
 def load(uri: str, dest: str | None, verify: bool, **source: Any) -> None:
-    """Print the path of a file with the content of URI, fetching it if need be."""
+    """Print the path of a file with the content of URI, fetching it if need be.
+
+    Of a directory (sha1dir://), a line for each file in it: its path, two spaces, its name
+    in the directory; or with --dest the path of the directory that it was written to.
+    """
     answers.load(uri, dest, verify, **source)
 
 
@@ -106,8 +118,10 @@ def load(uri: str, dest: str | None, verify: bool, **source: Any) -> None:
 @source_options
 def cat(uri: str, start: int, end: int | None, **source: Any) -> None:
     """Write the content of URI, or a range of its bytes, to standard output."""
-    from kachery_p2p.client.files import load_bytes, load_file
+    from kachery_p2p.client.files import is_directory_uri, load_bytes, load_file, wanted_by
 
+    if is_directory_uri(uri):
+        uri = format_uri(wanted_by(uri, origin_of(source)))
     if start == 0 and end is None:
         _cat_whole(load_file(uri, **source))
         return
@@ -136,10 +150,16 @@ def _cat_whole(path: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @source_options
 def info(uri: str, as_json: bool, **source: Any) -> None:
-    """Print what is known about URI: its size, where it is, who has it."""
-    from kachery_p2p.client.asking import describe
+    """Print what is known about URI: its size, where it is, who has it.
 
-    wanted = parse_uri(uri)
+    Of a directory: how much is in it, how many of its files are stored here, who has its list.
+    """
+    from kachery_p2p.client.asking import describe
+    from kachery_p2p.client.files import is_directory_uri, wanted_by
+
+    if is_directory_uri(uri) and _described_as_directory(uri, origin_of(source), as_json):
+        return
+    wanted = wanted_by(uri, origin_of(source))
     known = describe(wanted, origin_of(source))
     if as_json:
         told = {
@@ -159,6 +179,18 @@ def info(uri: str, as_json: bool, **source: Any) -> None:
         answer(f"held by    {label} in channel {printable(provider['channel'] or '?')}")
     if known.providers is None:
         note("no daemon is running, so nobody else was asked")
+
+
+def _described_as_directory(uri: str, origin: Origin, as_json: bool) -> bool:
+    """Whether it is one, and was described; a file in a directory is described as a file."""
+    from kachery_p2p.cli.directories import describe
+    from kachery_p2p.client.directory_lists import look_up
+    from kachery_p2p.content.directories import Directory
+
+    where, found = look_up(uri, origin)
+    if isinstance(found, Directory):
+        describe(where, found, origin, as_json)
+    return isinstance(found, Directory)
 
 
 @click.command()
@@ -187,10 +219,11 @@ def _share_pending(channels: list[str] | None) -> None:
 
 
 def _share_stored(uris: tuple[str, ...], channels: list[str] | None) -> None:
+    from kachery_p2p.client.directory_lists import contents_of
     from kachery_p2p.client.files import find_local
     from kachery_p2p.client.storing import share_stored
 
-    wanted = [parse_uri(uri) for uri in uris]
+    wanted = [one for uri in uris for one in contents_of(uri)]
     for uri in wanted:
         if find_local(uri) is None:
             raise NotFoundError(

@@ -135,8 +135,8 @@ def load_file(
     label as no other connected node has), with `timeout` within so many seconds, or it
     is a LoadTimeoutError.
     """
-    wanted = parse_uri(uri)
     origin = origin_of(from_channel, from_node, timeout)
+    wanted = wanted_by(uri, origin)
     path = find_local(wanted)
     if path is None:
         path = fetch(wanted, origin)
@@ -178,8 +178,8 @@ def load_bytes(
     timeout: float | None = None,
 ) -> bytes:
     """The bytes from `start` up to, not including, `end`; only they are fetched if it can be."""
-    wanted = parse_uri(uri)
     origin = origin_of(from_channel, from_node, timeout)
+    wanted = wanted_by(uri, origin)
     if not 0 <= start <= end:
         raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
     path = find_local(wanted)
@@ -263,7 +263,8 @@ def find_file(
     """
     from kachery_p2p.client import asking
 
-    return asking.find(parse_uri(uri), origin_of(from_channel, from_node, timeout))
+    origin = origin_of(from_channel, from_node, timeout)
+    return asking.find(wanted_by(uri, origin), origin)
 
 
 def get_channels() -> list[ChannelInfo]:
@@ -278,6 +279,20 @@ def get_node_id() -> str:
     from kachery_p2p.client import asking
 
     return asking.node_id()
+
+
+def wanted_by(uri: str, origin: Origin = ANYWHERE) -> Uri:
+    """The content that the URI names; of a file in a directory, after a look into its list."""
+    if is_directory_uri(uri):
+        from kachery_p2p.client import directory_lists
+
+        return directory_lists.file_at(uri, origin)
+    return parse_uri(uri)
+
+
+def is_directory_uri(uri: str) -> bool:
+    """Whether it names a directory, or a file by its path in one."""
+    return uri.lstrip()[:10].lower() == "sha1dir://"
 
 
 def find_local(wanted: Uri) -> str | None:

@@ -7,10 +7,17 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO
 
-from kachery_p2p.client.files import fetch, find_local, load_bytes, open_stored
+from kachery_p2p.client.files import (
+    fetch,
+    find_local,
+    is_directory_uri,
+    load_bytes,
+    open_stored,
+    wanted_by,
+)
 from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.client.origin import origin as origin_of
-from kachery_p2p.content.uris import parse_uri
+from kachery_p2p.content.uris import format_uri
 from kachery_p2p.limits import CHUNK_BYTES, OPENED_BLOCKS_MAX, OPENED_READ_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -31,8 +38,8 @@ def open(
     Threads may share it, though it has only one position. `from_channel`, `from_node` and
     `timeout` are those of `load_file`, for each time that something is fetched.
     """
-    wanted = parse_uri(uri)
     origin = origin_of(from_channel, from_node, timeout)
+    wanted = wanted_by(uri, origin)
     path = find_local(wanted)
     if path is None and wanted.root is None:
         path = fetch(wanted, origin)
@@ -40,6 +47,9 @@ def open(
         return io.BufferedReader(io.FileIO(path, opener=lambda name, _: open_stored(name)))
     from kachery_p2p.client.loading import fetch_size
 
+    if is_directory_uri(uri):
+        # Its list is not to be looked into again for each block.
+        uri = format_uri(wanted)
     return io.BufferedReader(RemoteFile(uri, fetch_size(wanted, origin), origin))
 
 

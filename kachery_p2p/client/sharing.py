@@ -36,14 +36,16 @@ def share(uris: str | Iterable[str], channel: str | None = None) -> Shared:
     """Let the members of a channel load what is stored here; how many files, and where.
 
     `channel` None means the channels of the share list. Without a daemon it is written
-    down for its next start (`waiting`). NotFoundError for what is not stored here.
+    down for its next start (`waiting`). NotFoundError for what is not stored here. The URI
+    of a directory stands for its list and all files in it.
     """
+    from kachery_p2p.client.directory_lists import contents_of
     from kachery_p2p.client.files import find_local
     from kachery_p2p.client.storing import share_stored
-    from kachery_p2p.content.uris import format_uri, parse_uri
+    from kachery_p2p.content.uris import format_uri
     from kachery_p2p.errors import NotFoundError
 
-    wanted = [parse_uri(uri) for uri in _several(uris)]
+    wanted = [one for uri in _several(uris) for one in contents_of(uri)]
     for one in wanted:
         if find_local(one) is None:
             raise NotFoundError(
@@ -59,11 +61,11 @@ def unshare(uris: str | Iterable[str], channel: str | None = None) -> int:
     How many grants were ended; 0 if none of it was shared there. The files stay stored,
     and what others have loaded stays theirs.
     """
-    from kachery_p2p.content.uris import parse_uri
+    from kachery_p2p.client.directory_lists import contents_of
     from kachery_p2p.errors import DaemonDownError
     from kachery_p2p.limits import MESSAGE_ITEMS_MAX
 
-    contents = [parse_uri(uri).content for uri in _several(uris)]
+    contents = [one.content for uri in _several(uris) for one in contents_of(uri)]
     if not contents:
         return 0
     _check_online()

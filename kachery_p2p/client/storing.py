@@ -66,9 +66,7 @@ def store_path(path: str, label: str | None, channels: Channels) -> str:
 def store_value(data: bytes, label: str, channels: Channels) -> str:
     """Store bytes that are in memory; their URI."""
     check_label(label)
-    return _store(
-        lambda store: store.put_bytes(data), lambda: _as_descriptor(data), label, channels
-    )
+    return _store(lambda store: store.put_bytes(data), lambda: as_descriptor(data), label, channels)
 
 
 def _store(
@@ -79,8 +77,8 @@ def _store(
 ) -> str:
     """Into our own store with `put`; or, if the daemon has another, by it from a descriptor."""
     check_channels(channels)
-    running = _running_daemon()
-    if running is None or _shares_our_store(running):
+    running = running_daemon()
+    if running is None or shares_our_store(running):
         with open_store() as store:
             stored = put(store)
             if running is not None:
@@ -97,8 +95,8 @@ def store_paths(paths: Sequence[str], channels: Channels) -> list[str | KacheryE
     """Store a copy of each file, with one wish to share all; for each its URI, or why not."""
     labels = [label_of(path) for path in paths]
     check_channels(channels)
-    running = _running_daemon()
-    if running is not None and not _shares_our_store(running):
+    running = running_daemon()
+    if running is not None and not shares_our_store(running):
         return [
             _path_by_daemon(running, path, label, channels)
             for path, label in zip(paths, labels, strict=True)
@@ -107,7 +105,7 @@ def store_paths(paths: Sequence[str], channels: Channels) -> list[str | KacheryE
         outcomes = list(store.put_many(paths, progress))
         store.flush_index()
     stored = dict.fromkeys(one.content for one in outcomes if not isinstance(one, KacheryError))
-    _share_new(list(stored), channels, running)
+    share_new(list(stored), channels, running)
     return [
         one if isinstance(one, KacheryError) else _uri(one.content, one.root, one.size, label)
         for one, label in zip(outcomes, labels, strict=True)
@@ -121,7 +119,7 @@ def link_path(path: str, label: str | None, channels: Channels) -> str:
     """
     label = label_of(path, label)
     check_channels(channels)
-    running = _running_daemon()
+    running = running_daemon()
     with open_store() as store:
         stored = store.link_file(path)
         store.flush_index()
@@ -171,7 +169,7 @@ def open_source(path: str) -> int:
     return descriptor
 
 
-def _as_descriptor(data: bytes) -> int:
+def as_descriptor(data: bytes) -> int:
     """The bytes as a nameless file, which is how they travel to the daemon."""
     import tempfile
 
@@ -202,7 +200,7 @@ class Running(NamedTuple):
     said: dict[str, Any]
 
 
-def _running_daemon() -> Running | None:
+def running_daemon() -> Running | None:
     """The daemon if it answers. One that refuses us is an error before any work is done."""
     if _there_is_none():
         return None
@@ -222,7 +220,7 @@ def _there_is_none() -> bool:
     return not os.path.lexists(socket) and os.access(os.path.dirname(socket), os.X_OK)
 
 
-def _shares_our_store(running: Running) -> bool:
+def shares_our_store(running: Running) -> bool:
     """Whether we write the object: also for another machine's daemon, which is sent it after."""
     if not isinstance(running.daemon, UnixDaemon):
         return True
@@ -238,11 +236,11 @@ def _shares_our_store(running: Running) -> bool:
 
 
 def _store_here(running: Running | None, stored: Stored, label: str, channels: Channels) -> str:
-    _share_new([stored.content], channels, running)
+    share_new([stored.content], channels, running)
     return _uri(stored.content, stored.root, stored.size, label)
 
 
-def _share_new(contents: list[ContentHash], channels: Channels, running: Running | None) -> None:
+def share_new(contents: list[ContentHash], channels: Channels, running: Running | None) -> None:
     """Share what was just stored, unless it is to be private, or lies where no daemon looks."""
     wished = channels is None or len(channels) > 0
     if not contents or not wished or settings.is_offline():
@@ -304,7 +302,7 @@ def share_stored(contents: Sequence[str], channels: Channels) -> Shared:
             if error is not None:
                 raise error
         store.flush_index()
-    running = _running_daemon()
+    running = running_daemon()
     return share(contents, channels, running.daemon if running else None)
 
 

@@ -8,6 +8,10 @@ stored twice had two names. We sort them, with files before directories and kach
 spacing, so that one tree has one name, and read any order. Kachery could also name files
 by their MD5; such entries are read too.
 
+An entry of ours has a third key, "root", where the file is larger than one chunk: with it
+a part of the file can be verified, and so fetched, without the rest. Older readers pick
+the keys that they know. Without it, as in their snapshots, a file is fetched whole.
+
 A snapshot may come from a stranger, and its names may become files: each must pass
 `check_label`, and no name may be both a file and a directory.
 """
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash, Md5, quoted
+from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash, Md5, Root, quoted
 from kachery_p2p.content.manifests import CONTENT_BYTES_MAX
 from kachery_p2p.content.strict_json import read_json
 from kachery_p2p.content.uris import check_label
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 # A directory costs three opening braces and two commas, a file less; names may hold some more.
 PARTS_MAX = 6 * DIRECTORY_ENTRIES_MAX + 1024
-FILE_KEYS = ({"size", "sha1"}, {"size", "md5"})
+FILE_KEYS = ({"size", "sha1"}, {"size", "sha1", "root"}, {"size", "md5"})
 DIRECTORY_KEYS = {"files", "dirs"}
 
 
@@ -41,6 +45,8 @@ class FileEntry(NamedTuple):
 
     size: int
     content: ContentHash | Md5
+    # None for a file of at most one chunk, and where an older package wrote the entry.
+    root: Root | None = None
 
 
 class Directory(NamedTuple):
@@ -75,12 +81,25 @@ class Directory(NamedTuple):
         for name, file in sorted(self.files.items()):
             yield (name,), file
 
+    def walk_directories(self) -> Iterator[tuple[str, ...]]:
+        """The path of every directory below, each after the one that it is in."""
+        for name, directory in sorted(self.dirs.items()):
+            yield (name,)
+            for path in directory.walk_directories():
+                yield (name, *path)
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain dicts: what the snapshot says once it is read as JSON."""
+        dirs = {name: inner.record() for name, inner in sorted(self.dirs.items())}
+        files = {name: _file_record(file) for name, file in sorted(self.files.items())}
+        return {"files": files, "dirs": dirs}
+
     def encode(self) -> bytes:
         """The bytes of the snapshot. Equal trees give equal bytes, which `decode` reads back."""
         import json
 
         _check(self, UnsupportedValueError)
-        data = json.dumps(_record(self)).encode("ascii")
+        data = json.dumps(self.record()).encode("ascii")
         if len(data) > DIRECTORY_BYTES_MAX:
             raise UnsupportedValueError(
                 f"the directory's list has {len(data)} bytes, more than {DIRECTORY_BYTES_MAX}",
@@ -127,13 +146,12 @@ def _hint_for(name: str, directory: Directory) -> str | None:
 # --- writing and checking -----------------------------------------------------------------
 
 
-def _record(directory: Directory) -> dict[str, Any]:
-    files = {
-        name: {"size": size, "md5" if isinstance(content, Md5) else "sha1": content}
-        for name, (size, content) in sorted(directory.files.items())
-    }
-    dirs = {name: _record(inner) for name, inner in sorted(directory.dirs.items())}
-    return {"files": files, "dirs": dirs}
+def _file_record(file: FileEntry) -> dict[str, Any]:
+    record: dict[str, Any] = {"size": file.size}
+    record["md5" if isinstance(file.content, Md5) else "sha1"] = file.content
+    if file.root is not None:
+        record["root"] = file.root
+    return record
 
 
 def _check(root: Directory, error: type[DataFormatError | UnsupportedValueError]) -> None:
@@ -158,27 +176,35 @@ def _check_entries(
         check_label(name)
         if name in directory.files:
             raise error(f"the directory has a file and a directory with the name {quoted(name)}")
-    for name, (size, _) in directory.files.items():
+    for name, file in directory.files.items():
         check_label(name)
-        if not 0 <= size <= CONTENT_BYTES_MAX:
-            raise error(f"the file {quoted(name)} is said to have {size} bytes")
+        if not 0 <= file.size <= CONTENT_BYTES_MAX:
+            raise error(f"the file {quoted(name)} is said to have {file.size} bytes")
+        if file.root is not None and isinstance(file.content, Md5):
+            raise error(f"the file {quoted(name)} has a root, but no sha1")
 
 
 # --- reading ------------------------------------------------------------------------------
 
 
 def _file_or_record(record: dict[str, Any]) -> FileEntry | dict[str, Any]:
-    """A file's two keys as an entry at once, to save memory; any other object as it is.
+    """A file's keys as an entry at once, to save memory; any other object as it is.
 
     Directories that hold files named "size" and "sha1" are no entry: their values are objects.
     """
     if record.keys() not in FILE_KEYS or type(record["size"]) is not int:
         return record
-    kind = ContentHash if "sha1" in record else Md5
-    text = record["sha1" if "sha1" in record else "md5"]
+    if "md5" in record:
+        return FileEntry(record["size"], Md5(_hex(record["md5"], Md5)))
+    content = ContentHash(_hex(record["sha1"], ContentHash))
+    root = Root(_hex(record["root"], Root)) if "root" in record else None
+    return FileEntry(record["size"], content, root)
+
+
+def _hex(text: Any, kind: type[ContentHash | Md5 | Root]) -> str:
     if type(text) is not str or len(text) != kind.CHARS or text.strip(HEX_DIGITS):
         raise DataFormatError(f"the directory's list has a {kind.KIND} that is none")
-    return FileEntry(record["size"], kind(text))
+    return text
 
 
 def _directory(record: Any, depth: int) -> Directory:

@@ -44,7 +44,7 @@ OTHER_SCHEMES = {
     "md5dir": ("a directory by its md5", "store the directory again"),
     "sha1dir": (
         "a directory or a file inside one",
-        "ask for the sha1:// URI of the file inside the directory",
+        "`kachery-p2p ls --json` gives the sha1:// URIs of the files in it",
     ),
     "sha1-enc": ("a content by a hash that only a server of kachery-cloud can read", ASK_AUTHOR),
     "ipfs": ("a content by its IPFS hash", ASK_AUTHOR),

@@ -58,7 +58,7 @@ def _check_regular(fd: int, name: str) -> None:
     except OSError as error:
         raise SourceFileError(f"{name} is not open") from error
     if stat.S_ISDIR(mode):
-        raise SourceFileError(f"{name} is a directory", hint="store the files in it one by one")
+        raise SourceFileError(f"{name} is a directory", hint="`store_dir` stores a directory")
     if not stat.S_ISREG(mode):
         raise SourceFileError(
             f"{name} is not a regular file but a pipe, socket or device",

@@ -133,7 +133,7 @@ def test_a_corrupt_file_is_not_shared(shell: Shell, stored: str) -> None:
         (2, ["cat", MISSING, "--start", "x"], "--start"),
         (2, ["cat", MISSING, "--start", "5", "--end", "4"], "not a range"),
         (2, ["store", "missing"], "missing"),
-        (2, ["store", "."], "directory"),
+        (2, ["link", "."], "directory"),
         (2, ["store", "--private", "--channel", "c", "x"], "exclude"),
         (2, ["share"], "--pending"),
         (2, ["channel", "create", "a b"], "name"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kachery_p2p import errors
 from kachery_p2p.content import directories
 from kachery_p2p.content.directories import Directory, FileEntry
-from kachery_p2p.content.hashes import ContentHash, Md5, sha1_of
+from kachery_p2p.content.hashes import ContentHash, Md5, Root, sha1_of
 from kachery_p2p.content.uris import check_label
 from kachery_p2p.errors import (
     DataFormatError,
@@ -64,12 +64,14 @@ def nested(depth: int) -> Directory:
 labels = st.sampled_from(["files", "dirs", "size", "sha1"]) | st.text(
     min_size=1, max_size=10
 ).filter(is_label)
+sizes = st.integers(0, 1 << 44)
+roots = st.binary(min_size=32, max_size=32).map(Root.of_raw)
 files = st.builds(
     FileEntry,
-    st.integers(0, 1 << 44),
-    st.binary(min_size=20, max_size=20).map(ContentHash.of_raw)
-    | st.binary(min_size=16, max_size=16).map(Md5.of_raw),
-)
+    sizes,
+    st.binary(min_size=20, max_size=20).map(ContentHash.of_raw),
+    st.none() | roots,
+) | st.builds(FileEntry, sizes, st.binary(min_size=16, max_size=16).map(Md5.of_raw), st.none())
 
 
 def without_doubles(named: tuple[dict[str, FileEntry], dict[str, Directory]]) -> Directory:
@@ -167,6 +169,7 @@ def test_a_tree_that_could_not_be_read_again_is_not_written() -> None:
         Directory({"a": A_FILE}, {"a": EMPTY}),
         Directory({"a": FileEntry(-1, A_FILE.content)}, {}),
         Directory({"a": FileEntry((1 << 44) + 1, A_FILE.content)}, {}),
+        Directory({"a": FileEntry(1, Md5("0" * 32), Root("1" * 64))}, {}),
     ):
         with pytest.raises(UnsupportedValueError):
             tree.encode()
@@ -184,6 +187,24 @@ def test_every_file_below_is_found_with_its_path() -> None:
         ("file1.txt",),
         ("file2.csv",),
     ]
+
+
+def test_every_directory_below_comes_after_the_one_that_it_is_in() -> None:
+    tree = Directory({}, {"b": DS001, "a": EMPTY})
+    assert list(tree.walk_directories()) == [
+        ("a",),
+        ("b",),
+        ("b", "subdir1"),
+        ("b", "subdir2"),
+    ]
+
+
+def test_a_record_is_what_the_snapshot_says() -> None:
+    rooted = FileEntry(1 << 20, A_FILE.content, Root("1" * 64))
+    tree = Directory({"b": rooted, "a": A_FILE}, {"c": EMPTY})
+    assert tree.record() == json.loads(tree.encode())
+    assert tree.record()["files"]["b"]["root"] == "1" * 64
+    assert "root" not in tree.record()["files"]["a"]
 
 
 def test_a_path_leads_to_a_file_or_a_directory() -> None:
