@@ -302,7 +302,7 @@ HASH_WAIT_S_MAX = 3.0
 HASHED_AT_ONCE_MAX = 2
 # A source that sends less than this for this long is stalled: it is left for another one. Whoever
 # takes less than a piece for as long is not served. The slowest line of use carries 13 KB/s.
-STALL_S_MAX = 5.0
+STALL_S_MAX = 4.5
 STALL_BYTES_MIN = 64 << 10
 # A source that failed is left alone this long: one which fails at once is not asked in a loop.
 SOURCE_REST_S = 0.5

@@ -232,7 +232,7 @@ class BulkConnection:
             waiting = bool(self._asked)
         silent_s = time.monotonic() - since
         if waiting and silent_s >= self._wire.stall_s:
-            raise PeerTimeoutError(f"sent nothing for {self._wire.stall_s:.0f} s")
+            raise PeerTimeoutError(f"sent nothing for {self._wire.stall_s:g} s")
         if silent_s >= STREAM_IDLE_S_MAX:
             raise PeerGoneError("the bulk connection was idle for long")
 

@@ -127,7 +127,7 @@ class _Pace:
         if self._moved >= STALL_BYTES_MIN:
             self._since, self._moved = time.monotonic(), 0
         elif time.monotonic() - self._since >= self._stall_s:
-            raise PeerTimeoutError(f"{self._verb} next to nothing for {self._stall_s:.0f} s")
+            raise PeerTimeoutError(f"{self._verb} next to nothing for {self._stall_s:g} s")
         return count
 
 

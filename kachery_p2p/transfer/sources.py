@@ -202,7 +202,7 @@ class _Answers:
             with trio.move_on_after(STALL_S_MAX) as waiting:
                 await self._receive_a_piece()
             if waiting.cancelled_caught:
-                raise PeerTimeoutError(f"sent nearly nothing for {STALL_S_MAX:.0f} s")
+                raise PeerTimeoutError(f"sent nearly nothing for {STALL_S_MAX:g} s")
         return self._ready.popleft()
 
     async def _receive_a_piece(self) -> None:
@@ -228,7 +228,7 @@ async def send_in_time(
         with trio.move_on_after(STALL_S_MAX) as waiting:
             await stream.send_all(frame[at : at + STALL_BYTES_MIN])
         if waiting.cancelled_caught:
-            raise PeerTimeoutError(f"took nearly nothing for {STALL_S_MAX:.0f} s")
+            raise PeerTimeoutError(f"took nearly nothing for {STALL_S_MAX:g} s")
         moved()
 
 

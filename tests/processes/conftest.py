@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,17 @@ class NodeProcess:
         self.wait_until_ready()
         return self
 
-    def launch(self, *options: str, channel: str | None = "lab") -> None:
-        command = [sys.executable, "-m", "kachery_p2p", "start", "--label", self.directory.name]
+    def launch(self, *options: str, channel: str | None = "lab", under: Sequence[str] = ()) -> None:
+        """Start it, `under` a program like strace if need be, and do not wait."""
+        command = [
+            *under,
+            sys.executable,
+            "-m",
+            "kachery_p2p",
+            "start",
+            "--label",
+            self.directory.name,
+        ]
         command += ["--channel", channel] if channel else []
         listen = [] if "--listen" in options else ["--listen", "127.0.0.1:0"]
         http = [] if "--http" in options else ["--http", "off"]
