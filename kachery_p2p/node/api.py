@@ -27,8 +27,8 @@ from kachery_p2p.node.sharing_api import SharingApi
 from kachery_p2p.node.status import status_of
 from kachery_p2p.store.blobs import Stored
 from kachery_p2p.store.objects import Opened
-from kachery_p2p.transfer.fetch import State
 from kachery_p2p.transfer.sources import Claim, Source
+from kachery_p2p.transfer.waiters import State
 from kachery_p2p.wire.operations import DOOR_VERSION, check_version
 
 log = logging.getLogger(__name__)

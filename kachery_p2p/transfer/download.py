@@ -37,10 +37,12 @@ from kachery_p2p.errors import (
 from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX, LIARS_MAX
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
-from kachery_p2p.transfer.fetch import Fetch, State
+from kachery_p2p.transfer.fetch import Fetch
 from kachery_p2p.transfer.only import ANYONE, Only
+from kachery_p2p.transfer.small import is_small
 from kachery_p2p.transfer.sources import Claim, Holders, Source
 from kachery_p2p.transfer.suppliers import Suppliers
+from kachery_p2p.transfer.waiters import State
 
 log = logging.getLogger(__name__)
 
@@ -358,6 +360,7 @@ class Downloads:
             suppliers=suppliers,
             stored=lambda: self._grant(content, channel),
             tell=lambda state: transfer.told(state),
+            is_small=is_small(claims[0].size),
         )
         transfer = self._transfers[content, root] = _Transfer(fetch, suppliers, same, node)
         self._nursery.start_soon(self._run, fetch)

@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 import trio
 
@@ -37,41 +36,20 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.session import one_error
 from kachery_p2p.store.blobs import BlobStore
+from kachery_p2p.store.objects import Opened
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.transfer.assembly import Assembly
 from kachery_p2p.transfer.pulling import Pulling
-from kachery_p2p.transfer.schedule import ChunkSchedule, Want
+from kachery_p2p.transfer.schedule import ChunkSchedule
+from kachery_p2p.transfer.small import fetch_small
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.transfer.suppliers import FAULTS, Suppliers
+from kachery_p2p.transfer.waiters import State, Waiter
 
 log = logging.getLogger(__name__)
 
 # Chunks that are verified in one go when a download goes on: 8 MiB take 5 ms.
 _RESUME_CHUNKS = 8
-
-
-class State(NamedTuple):
-    """How far a fetch is: bytes verified on disk, and in all (None until that is known)."""
-
-    bytes: int
-    size: int | None
-    sources: tuple[str, ...]
-
-
-class Waiter:
-    """Somebody who waits for a byte range, or (None) for the whole blob."""
-
-    def __init__(self, byte_range: tuple[int, int] | None) -> None:
-        self.byte_range = byte_range
-        self.want: Want | None = None
-        self.descriptor: int | None = None
-        self.error: KacheryError | None = None
-        self.done = trio.Event()
-
-    def fail(self, error: KacheryError) -> None:
-        if not self.done.is_set():
-            self.error = error
-            self.done.set()
 
 
 class Fetch:
@@ -87,7 +65,9 @@ class Fetch:
         suppliers: Suppliers,
         stored: Callable[[], Awaitable[None]],
         tell: Callable[[State], None],
+        is_small: bool = False,
     ) -> None:
+        """`is_small`: somebody says that it has one chunk."""
         self.content = content
         self.root = root
         self.ended = trio.Event()
@@ -108,6 +88,7 @@ class Fetch:
         self._changed = trio.Event()
         self._cancel = trio.CancelScope()
         self._joined = trio.Event()
+        self._is_small = is_small
         self._finished = False
 
     # --- those who wait ---------------------------------------------------------------
@@ -125,7 +106,7 @@ class Fetch:
             self._enter(waiter)
             await waiter.done.wait()
         except trio.Cancelled:
-            _close(waiter)
+            waiter.drop_descriptor()
             raise
         finally:
             self._leave(waiter)
@@ -206,7 +187,7 @@ class Fetch:
         while await self._is_wanted():
             with one_error():
                 await self._gather()
-            if self._whole_wanted:
+            if self._whole_wanted and not self._finished:
                 await self._finish()
 
     async def _gather(self) -> None:
@@ -229,7 +210,7 @@ class Fetch:
 
     @property
     def _has_all(self) -> bool:
-        return self._object is not None and self._schedule.satisfied
+        return self._finished or (self._object is not None and self._schedule.satisfied)
 
     async def _recruit(self) -> Source | None:
         """A source that is not at work yet; None if nobody more is to be had just now.
@@ -244,6 +225,9 @@ class Fetch:
         if self._object is None:
             self._active[source.node] = source
             try:
+                if self._is_small:
+                    await self._take_small(source)
+                    return None
                 await self._begin(source)
             except UriInconsistentError:
                 # No fault of who served these bytes: it is root and SHA-1 that do not agree.
@@ -254,6 +238,24 @@ class Fetch:
             finally:
                 del self._active[source.node]
         return source
+
+    async def _take_small(self, source: Source) -> None:
+        """The whole blob, in one piece."""
+        # Whoever said so may have lied: the next attempt, if there must be one, goes the long way.
+        self._is_small = False
+        data, manifest = await fetch_small(source, self.content, self.root)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._blobs.put_bytes, data)
+            await self._stored()
+            opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
+        self._object = manifest.root_object
+        self._schedule = ChunkSchedule(1)
+        self._schedule.hold(0)
+        for waiter in self._waiters:
+            self._enter(waiter)
+        self._hand_out(opened)
+        self._suppliers.progressed()
+        self._tell(self.state())
 
     async def _is_wanted(self) -> bool:
         """True if somebody waits; when all have theirs, the next who comes is waited for.
@@ -350,6 +352,10 @@ class Fetch:
             await trio.to_thread.run_sync(self._adopt, partial, sha1)
             await self._stored()
             opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
+        self._hand_out(opened)
+
+    def _hand_out(self, opened: Opened) -> None:
+        """The blob is in the store: everybody who waits gets it."""
         self._finished = True
         with opened:
             for waiter in self._waiters:
@@ -384,9 +390,3 @@ class Fetch:
     def _fail_all(self, error: KacheryError) -> None:
         for waiter in self._waiters:
             waiter.fail(error)
-
-
-def _close(waiter: Waiter) -> None:
-    if waiter.descriptor is not None:
-        os.close(waiter.descriptor)
-        waiter.descriptor = None

@@ -34,9 +34,10 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.limits import CHUNK_BYTES, FETCH_LINGER_S, SOURCE_REST_S, SOURCE_RETURN_S_MAX
 from kachery_p2p.store.hashing import hash_bytes
-from kachery_p2p.transfer.fetch import Fetch, State
+from kachery_p2p.transfer.fetch import Fetch
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.transfer.suppliers import Suppliers
+from kachery_p2p.transfer.waiters import State
 
 MIB = CHUNK_BYTES
 ME = "ab" * 32
@@ -130,6 +131,7 @@ class World:
         blob: Blob = BLOB,
         patient: bool = True,
         one_by_one: bool = False,
+        is_small: bool = False,
     ) -> None:
         self.disk = disk
         self.blob = blob
@@ -150,6 +152,7 @@ class World:
             ),
             stored=self.stored,
             tell=self.states.append,
+            is_small=is_small,
         )
 
     def change(self, *members: Member) -> None:
@@ -858,3 +861,55 @@ async def test_all_that_came_before_the_others_died_is_kept(
     world = World(disk, *dying, honest, blob=LONG)
     assert await world.load() == LONG.data
     assert len(honest.asked) >= 31
+
+
+# --- blobs of one chunk --------------------------------------------------------------------------
+
+SMALL = Blob(b"one chunk and no more" * 99)
+
+
+async def test_a_small_blob_costs_one_question_and_no_partial(
+    disk: Any, virtual_clock: MockClock
+) -> None:
+    member = Member(SMALL)
+    world = World(disk, member, blob=SMALL, is_small=True)
+    assert await world.load() == SMALL.data
+    assert (member.roots, member.pages, member.asked) == (0, 0, [0])
+    assert (world.granted, disk.partials()) == (1, [])
+
+
+async def test_a_range_of_a_small_blob_is_read_from_the_whole(
+    disk: Any, virtual_clock: MockClock
+) -> None:
+    world = World(disk, Member(SMALL), blob=SMALL, is_small=True)
+    assert await world.read(3, 9) == SMALL.data[3:9]
+    assert world.stored_bytes() == SMALL.data
+
+
+async def test_whoever_sends_other_bytes_for_a_small_blob_is_a_liar(
+    disk: Any, virtual_clock: MockClock
+) -> None:
+    liar = Scripted(at(0, b"something else"), node="liar", blob=SMALL)
+    honest = Member(SMALL, node="honest")
+    world = World(disk, liar, honest, blob=SMALL, is_small=True, one_by_one=True)
+    assert await world.load() == SMALL.data
+    assert world.fetch._suppliers.liars == {"liar"}
+
+
+async def test_a_blob_that_is_only_said_to_be_small_is_fetched_all_the_same(
+    disk: Any, virtual_clock: MockClock
+) -> None:
+    liar, honest = Member(node="liar"), Member(node="honest")
+    world = World(disk, liar, honest, is_small=True, one_by_one=True)
+    assert await world.load() == BLOB.data
+
+
+async def test_small_bytes_with_the_root_but_another_sha1_are_nobodys_fault(
+    disk: Any, virtual_clock: MockClock
+) -> None:
+    forgery = forged(SMALL.data, BLOB.content)
+    world = World(disk, Member(forgery), blob=forgery, is_small=True)
+    with pytest.raises(UriInconsistentError):
+        await world.load()
+    assert disk.objects() == []
+    assert not world.fetch._suppliers.liars
