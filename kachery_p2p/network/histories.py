@@ -16,7 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import trio
 
@@ -59,6 +59,9 @@ class Histories:
         self._changing: dict[str, trio.Lock] = {}
         # What a session and we last knew to have in common: (channel, told) pairs.
         self._common: WeakKeyDictionary[Session, dict[str, bytes]] = WeakKeyDictionary()
+        # What peers told that was not taken in yet, and whose is being taken in.
+        self._waiting: WeakKeyDictionary[Session, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+        self._busy: WeakSet[Session] = WeakSet()
         self._learning: WeakKeyDictionary[Session, trio.Lock] = WeakKeyDictionary()
         self._nursery: trio.Nursery | None = None
 
@@ -92,8 +95,11 @@ class Histories:
     async def hear(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
         """Answer `history`: our own news at once, what there is to learn meanwhile."""
         channel = self._proved(session, body["channel"])
-        if self._nursery is not None:
-            self._nursery.start_soon(self._learn_in_background, session, channel, body)
+        # The newest news of each channel wait, and no more: who floods us replaces its own.
+        self._waiting.setdefault(session, {})[channel] = body
+        if self._nursery is not None and session not in self._busy:
+            self._busy.add(session)
+            self._nursery.start_soon(self._learn_in_background, session)
         return self._news_for(session.peer, channel)
 
     async def entries(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
@@ -128,14 +134,17 @@ class Histories:
 
     # --- what is learnt ------------------------------------------------------------------------
 
-    async def _learn_in_background(
-        self, session: Session, channel: str, told: dict[str, Any]
-    ) -> None:
+    async def _learn_in_background(self, session: Session) -> None:
+        """Take in all that waits of what this peer told, one after the other."""
         try:
-            with trio.move_on_after(HISTORY_S_MAX):
-                await self._learn(session, channel, told)
+            while waiting := self._waiting.get(session):
+                channel, told = waiting.popitem()
+                with trio.move_on_after(HISTORY_S_MAX):
+                    await self._learn(session, channel, told)
         except PeerError as error:
             log.info("node %s: %s", session.peer[:16], error)
+        finally:
+            self._busy.discard(session)
 
     async def _learn(self, session: Session, channel: str, told: dict[str, Any]) -> None:
         """Take in what a peer told. Raises ProtocolError if it lied."""

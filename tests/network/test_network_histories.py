@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -341,3 +342,32 @@ async def test_an_outsider_that_asks_for_entries_gets_none(autojump_clock: MockC
             with pytest.raises((PeerRefusedError, PeerGoneError)):
                 await session.request("entries", {"channel": LAB.id, "first": 0}, 5)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_member_that_floods_news_which_it_never_backs_up_costs_one_task(
+    autojump_clock: MockClock,
+) -> None:
+    async with a_realm() as realm:
+        old = founded(KEEPER, ALICE, BOB)
+        newer = Keeper(old, CHANNEL_KEY).recorded([asked(member_set(CAROL), KEEPER)], 3_000_000)
+        assert newer.head is not None
+        alice = await realm.node(ALICE, old).start()
+        bob = await realm.node(BOB, old).start(alice)
+        session = await session_to(bob, alice)
+        asked_for = 0
+
+        async def never(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+            nonlocal asked_for
+            asked_for += 1
+            await trio.sleep_forever()
+            raise AssertionError
+
+        bob.sessions.handle("entries", never)
+        assert alice.histories._nursery is not None
+        before = len(alice.histories._nursery.child_tasks)
+        body = {"channel": LAB.id, "head": newer.head.encode(), "fork": b"", "notice": b""}
+        for _ in range(500):
+            await session.request("history", body, 5)
+        assert len(alice.histories._nursery.child_tasks) <= before + 1
+        assert asked_for <= 1
+        assert alice.history.size == old.size
