@@ -50,7 +50,7 @@ demo: $(VENV)/installed ## start two nodes on this computer and share real files
 	@$(VENV)/bin/python bootstrap/demo.py
 
 test: tests-setup $(VENV)/installed ## run the tests
-	@$(RUN) pytest $(PYTEST)
+	@sh tests/run.sh $(VENV)/bin/python $(PYTEST)
 
 check: $(VENV)/installed ## check format, style, types and the imports between rooms
 	@$(RUN) ruff format --check .

@@ -228,8 +228,9 @@ class Lab:
     def _asked(self, change: Change) -> Asked:
         return change, self.keeper.key.node_id, self.random.randbytes(16)
 
-    def _share(self, node: Node) -> None:
-        size = self.random.choice([0, 1, 1000, CHUNK_BYTES, 2 * CHUNK_BYTES + 7, 5 * CHUNK_BYTES])
+    def _share(self, node: Node, size: int | None = None) -> None:
+        sizes = [0, 1, 1000, CHUNK_BYTES, 2 * CHUNK_BYTES + 7, 5 * CHUNK_BYTES]
+        size = self.random.choice(sizes) if size is None else size
         data = self.random.randbytes(size)
         stored = node.blobs.put_bytes(data)
         node.grants.grant([stored.content], [LAB.id], "test", 0.0)
@@ -374,7 +375,8 @@ class Lab:
         node = self.expelled
         if node is None or node.downloads is None:
             return
-        self._share(self.keeper)
+        # Not one that the liar's zeros could happen to be.
+        self._share(self.keeper, 1000)
         with pytest.raises(KacheryError):
             await node.downloads.load(self.blobs[-1].content, None, lambda state: None)
 
