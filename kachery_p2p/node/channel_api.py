@@ -122,10 +122,13 @@ class ChannelApi:
 
     async def _leave(self, call: Call) -> dict[str, Any]:
         name = call.body["name"]
+        network = await self._parts.network()
+        if network.joining.awaited(name) is not None:
+            await network.joining.give_up(name)
+            return {}
         channel = self._channel(name)
         force = bool(call.body["force"])
         await trio.to_thread.run_sync(lambda: leave(self._config_dir, name, force=force))
-        network = await self._parts.network()
         sessions = [s for s in network.sessions.all() if s.has_proved(channel.id)]
         self._parts.memberships.drop(channel.id)
         async with trio.open_nursery() as nursery:

@@ -151,6 +151,11 @@ class Joining:
         wish = self._wishes.get(name)
         return None if wish is None else wish.why
 
+    async def give_up(self, name: str) -> None:
+        """Wait for the channel no more."""
+        self._wishes.pop(name).ended.set()
+        await trio.to_thread.run_sync(drop_pending_join, self._config_dir, name)
+
     def problems(self) -> list[str]:
         """What people should know of each channel that was not entered yet."""
         return [
@@ -165,12 +170,17 @@ class Joining:
         known = self._wishes.get(name)
         if known is not None and known.invite == invite and not known.ended.is_set():
             return
+        if known is not None:
+            known.ended.set()
         wish = self._wishes[name] = _Wish(invite)
         self._nursery.start_soon(self._enter, name, wish)
 
     async def _enter(self, name: str, wish: _Wish) -> None:
         try:
-            admitted, admitter = await self._ask_until_answered(name, wish)
+            answer = await self._ask_until_answered(name, wish)
+            if answer is None:
+                return
+            admitted, admitter = answer
             channel = await trio.to_thread.run_sync(self._join, name, wish.invite, admitted)
             del self._wishes[name]
             self._me.memberships.add(channel, History.empty(channel.id))
@@ -179,24 +189,27 @@ class Joining:
         except ChannelError as error:
             # For good: the wish is forgotten on the disk, and told until the next start.
             wish.refusal = error
-            await trio.to_thread.run_sync(drop_pending_join, self._config_dir, name)
+            if self._wishes.get(name) is wish:
+                await trio.to_thread.run_sync(drop_pending_join, self._config_dir, name)
         except Exception:
             log.exception("entering channel %s failed", name)
             wish.refusal = ConfigError("it failed, the daemon's log tells more")
         finally:
             wish.ended.set()
 
-    async def _ask_until_answered(self, name: str, wish: _Wish) -> tuple[Admitted, Admitter]:
+    async def _ask_until_answered(self, name: str, wish: _Wish) -> tuple[Admitted, Admitter] | None:
+        """Who let us in, and with what; None if the wish was given up, or replaced by another."""
         wait_s = JOIN_RETRY_S_MIN
         while self._wishes.get(name) is wish:
             wish.invite.check_time(time.time())
             for admitter in wish.invite.admitters:
                 answer = await self._ask(admitter, wish)
-                if answer is not None:
+                if answer is not None and self._wishes.get(name) is wish:
                     return answer, admitter
-            await trio.sleep(wait_s)
+            with trio.move_on_after(wait_s):
+                await wish.ended.wait()
             wait_s = min(2 * wait_s, JOIN_RETRY_S_MAX)
-        raise ChannelError("another invite took its place")
+        return None
 
     async def _ask(self, admitter: Admitter, wish: _Wish) -> Admitted | None:
         node, _ = admitter

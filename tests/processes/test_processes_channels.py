@@ -220,3 +220,13 @@ def test_the_channel_goes_on_under_another_key_and_members_follow(
     poll(lambda: bobs_id() == after)
     wait_for_peer(bob, keeper)
     poll(lambda: bob.cli("load", uri).returncode == 0)
+
+
+def test_a_channel_that_is_waited_for_can_be_given_up(lab: Lab, keeper: NodeProcess) -> None:
+    text = invite(keeper)
+    keeper.kill()
+    bob = lab.node("bob", secret="").start(channel=text)
+    poll(lambda: "is awaited" in " ".join(bob.call("status")["problems"]))
+    assert bob.cli("channel", "leave", "lab").returncode == 0
+    assert bob.call("status")["problems"] == []
+    assert not list((bob.config_dir / "channels").glob("*.join"))
