@@ -200,6 +200,9 @@ class Fetch:
                     self._active[source.node] = source
                     nursery.start_soon(self._take_from, source)
                     continue
+                if not self._active:
+                    # Who was to begin could not, or brought everything.
+                    continue
                 with trio.move_on_after(SOURCES_LOOK_S):
                     await self._changed.wait()
                 if trio.current_time() - looked_at >= SOURCES_LOOK_S:
@@ -356,7 +359,7 @@ class Fetch:
 
     def _hand_out(self, opened: Opened) -> None:
         """The blob is in the store: everybody who waits gets it."""
-        self._finished = True
+        self._finished = self.closing = True
         with opened:
             for waiter in self._waiters:
                 if waiter.byte_range is not None and not waiter.done.is_set():

@@ -86,7 +86,8 @@ def test_a_load_killed_with_its_daemon_resumes_and_is_right(lab: Lab) -> None:
 
 def test_a_client_stopped_with_ctrl_c_leaves_what_it_has(lab: Lab) -> None:
     alice, bob = lab.pair()
-    recording = lab.file("recording.dat", SIZE)
+    # So large that it cannot be through before the signal is there.
+    recording = lab.file("recording.dat", 2 * SIZE)
     uri = alice.cli("store", str(recording)).stdout.strip()
     load = begin_load(bob, uri)
     wait_for_progress(bob, 20 * MIB)

@@ -913,3 +913,31 @@ async def test_small_bytes_with_the_root_but_another_sha1_are_nobodys_fault(
         await world.load()
     assert disk.objects() == []
     assert not world.fetch._suppliers.liars
+
+
+@pytest.mark.parametrize("is_small", [False, True])
+async def test_the_next_source_is_asked_at_once_when_the_first_cannot_begin(
+    disk: Any, virtual_clock: MockClock, is_small: bool
+) -> None:
+    class Gone(Member):
+        async def root_object(self, content: ContentHash, root: Root) -> bytes:
+            raise PeerGoneError("went away")
+
+    gone = Gone(SMALL, node="gone") if not is_small else Scripted(at(0, AWAY["gone"]), node="gone")
+    world = World(disk, gone, Member(SMALL, node="honest"), blob=SMALL, is_small=is_small)
+    began = trio.current_time()
+    assert await world.load() == SMALL.data
+    assert trio.current_time() - began < 0.5
+
+
+@pytest.mark.parametrize("is_small", [False, True])
+async def test_nobody_joins_a_fetch_that_has_brought_its_blob(
+    disk: Any, virtual_clock: MockClock, is_small: bool
+) -> None:
+    world = World(disk, Member(SMALL), blob=SMALL, is_small=is_small)
+    began = trio.current_time()
+    async with world.running() as fetch:
+        await fetch.wait_for(None)
+        assert fetch.closing
+        await fetch.ended.wait()
+    assert trio.current_time() - began < 0.5, "it ends as soon as it has"
