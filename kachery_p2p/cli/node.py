@@ -140,8 +140,10 @@ def start(
 
         start_in_background(config)
     else:
+        from kachery_p2p.node.logs import log_to_stderr
         from kachery_p2p.node.node import run
 
+        log_to_stderr()
         run(config, announce=answer)
 
 

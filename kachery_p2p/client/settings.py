@@ -72,8 +72,9 @@ def daemon_socket() -> str | None:
 
 def daemon_address() -> tuple[str, int] | None:
     """Host and port of a daemon to be asked over HTTP; None means the Unix socket."""
-    host = os.environ.get("KACHERY_DAEMON_HOST")
-    port = os.environ.get("KACHERY_DAEMON_PORT")
+    # The second names are those of kachery-p2p before version 1.
+    host = os.environ.get("KACHERY_DAEMON_HOST") or os.environ.get("KACHERY_P2P_API_HOST")
+    port = os.environ.get("KACHERY_DAEMON_PORT") or os.environ.get("KACHERY_P2P_API_PORT")
     if not host and not port:
         return None
     return host or "127.0.0.1", _port(port) if port else DAEMON_PORT
@@ -82,7 +83,7 @@ def daemon_address() -> tuple[str, int] | None:
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536):
         raise ConfigError(
-            f"KACHERY_DAEMON_PORT is {text!r}, which is not a port",
+            f"KACHERY_DAEMON_PORT (or KACHERY_P2P_API_PORT) is {text!r}, which is not a port",
             hint="give a number from 1 to 65535, or unset it to use the daemon of this computer",
         )
     return int(text)

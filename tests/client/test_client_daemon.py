@@ -387,3 +387,17 @@ def test_a_result_that_the_table_forbids_is_an_error(
     monkeypatch.setattr("kachery_p2p.node.doors.check_result", lambda operation, result: {"x": 1})
     with pytest.raises(DaemonProtocolError, match="version"):
         kp.get_node_id()
+
+
+def test_the_older_names_of_the_daemons_address_are_read_and_the_newer_win(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kachery_p2p.client import settings
+
+    for name in ("KACHERY_DAEMON_HOST", "KACHERY_DAEMON_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KACHERY_P2P_API_HOST", "192.0.2.9")
+    monkeypatch.setenv("KACHERY_P2P_API_PORT", "20499")
+    assert settings.daemon_address() == ("192.0.2.9", 20499)
+    monkeypatch.setenv("KACHERY_DAEMON_HOST", "192.0.2.1")
+    assert settings.daemon_address() == ("192.0.2.1", 20499)
