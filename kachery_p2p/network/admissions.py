@@ -28,7 +28,7 @@ from kachery_p2p.errors import KeeperAsleepError, PeerError, PeerGoneError, Peer
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import ADMISSION_S_MAX, ADMISSIONS_MAX
 from kachery_p2p.network.link import JOIN, Link, Stream
-from kachery_p2p.network.session import Me
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.wire.admission import (
     check_application,
     check_challenge,

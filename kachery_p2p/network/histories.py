@@ -40,7 +40,8 @@ from kachery_p2p.limits import (
     REQUEST_S_MAX,
 )
 from kachery_p2p.log.forks import ForkProof
-from kachery_p2p.network.session import Me, Session
+from kachery_p2p.network.meeting import Me
+from kachery_p2p.network.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class Histories:
             return now.extended(head, fetched[missing.start - wanted.start :] if missing else [])
 
         try:
-            await self._change(channel, extended)
+            await self.change(channel, extended)
         except ChannelForkedError as fork:
             await self._convict(channel, ForkProof.decode(fork.evidence, history.log.tag))
         except ProofError:
@@ -191,9 +192,13 @@ class Histories:
 
     async def _convict(self, channel: str, proof: ForkProof) -> None:
         log.warning("the key of channel %s has signed two histories", channel[:16])
-        await self._change(channel, lambda now: now.convicted(proof))
+        await self.change(channel, lambda now: now.convicted(proof))
 
-    async def _change(self, channel: str, change: Callable[[History], History]) -> None:
+    async def change(self, channel: str, change: Callable[[History], History]) -> None:
+        """Change what is known of a channel: durable, and then told to everybody connected.
+
+        Raises what `change` raises.
+        """
         async with self._changing.setdefault(channel, trio.Lock()):
             now = self._memberships.history(channel)
             if now is None:
@@ -204,13 +209,6 @@ class Histories:
                 with trio.CancelScope(shield=True):
                     await self._save(changed)
                 self._memberships.update(changed)
-
-    async def change(self, channel: str, change: Callable[[History], History]) -> None:
-        """Change what is known of a channel: durable, and then told to everybody connected.
-
-        For the keeper of the channel. Raises what `change` raises.
-        """
-        await self._change(channel, change)
 
     # --- spreading ------------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import CONTROL, Link, Stream
-from kachery_p2p.network.session import Handler, Me, Session, meet, one_error
+from kachery_p2p.network.meeting import Me, meet
+from kachery_p2p.network.session import Handler, Session, one_error
 
 log = logging.getLogger(__name__)
 

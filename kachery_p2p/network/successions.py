@@ -18,7 +18,8 @@ from kachery_p2p.channels.history import History
 from kachery_p2p.errors import ChannelError, LogError, PeerError, PeerRefusedError, ProtocolError
 from kachery_p2p.limits import HISTORY_S_MAX
 from kachery_p2p.network.histories import fetch_entries
-from kachery_p2p.network.session import Me, Session
+from kachery_p2p.network.meeting import Me
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from kachery_p2p.errors import ChannelError, ConfigError, PeerError, PeerUnreach
 from kachery_p2p.limits import JOIN_RETRY_S_MAX, JOIN_RETRY_S_MIN
 from kachery_p2p.network.admissions import ask_to_enter
 from kachery_p2p.network.link import Link
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Me
 from kachery_p2p.network.sessions import Sessions
 
 log = logging.getLogger(__name__)

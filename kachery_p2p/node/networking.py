@@ -20,7 +20,7 @@ from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.files import load_peers, save_peers
 from kachery_p2p.network.histories import Histories, Save
 from kachery_p2p.network.link import Link
-from kachery_p2p.network.session import Me
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.successions import Successions
 from kachery_p2p.node.finding import Finding

@@ -34,9 +34,10 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.announcer import Announcer
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.histories import Histories
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.prefixes import prefix_of
-from kachery_p2p.network.session import Me, Session
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
 from kachery_p2p.store.grants import Grants

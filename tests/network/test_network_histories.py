@@ -20,8 +20,9 @@ from kachery_p2p.errors import NotAMemberError, PeerError, PeerGoneError, PeerRe
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.histories import Histories
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Me, Session
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
 
@@ -328,7 +329,7 @@ async def test_an_outsider_that_asks_for_entries_gets_none(autojump_clock: MockC
         mallory = realm.node(BOB)
         await mallory.link.connect(keeper.address)
         from kachery_p2p.network.link import CONTROL
-        from kachery_p2p.network.session import meet
+        from kachery_p2p.network.meeting import meet
 
         stream = await mallory.link.open_stream(keeper.id, CONTROL)
         session = Session(stream, await meet(stream, mallory.me), mallory.memberships)

@@ -32,8 +32,9 @@ from kachery_p2p.limits import (
     PENDING_REQUESTS_MAX,
 )
 from kachery_p2p.network.link import CONTROL, Stream
+from kachery_p2p.network.meeting import Me, meet
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Handler, Me, Session, meet
+from kachery_p2p.network.session import Handler, Session
 from kachery_p2p.network.simulated import World
 from kachery_p2p.wire.codec import FrameDecoder, encode_frame
 from kachery_p2p.wire.conversation import Answer, Conversation, Event, ProofsReceived

@@ -25,9 +25,10 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import CONTROL, Stream
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.multiaddrs import address_of
-from kachery_p2p.network.session import Me, Session
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
 from kachery_p2p.network.simulated_wire import Path
@@ -320,7 +321,7 @@ async def test_a_node_that_could_not_be_reached_is_dialled_again_within_seconds(
 
 async def raw_member(town: Town, node: Node, target: Node) -> Session:
     """A session of `node` that is not kept by Sessions: for saying what they never say."""
-    from kachery_p2p.network.session import meet
+    from kachery_p2p.network.meeting import meet
 
     link = town.world.link(node.id)
     await link.connect(target.address)

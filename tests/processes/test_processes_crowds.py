@@ -25,8 +25,9 @@ from kachery_p2p.errors import PeerBusyError, PeerError
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
 from kachery_p2p.limits import ANNOUNCE_BURST_BYTES, FRAME_BYTES_MAX, HELLO_S_MAX, LEAVE_S_MAX
 from kachery_p2p.network.link import CONTROL, DATA, JOIN, Link
+from kachery_p2p.network.meeting import Me, meet
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Me, Session, meet
+from kachery_p2p.network.session import Session
 
 if TYPE_CHECKING:
     from tests.processes.conftest import Lab, NodeProcess

@@ -34,8 +34,8 @@ from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import DATA, Stream
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Me
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
 from kachery_p2p.network.simulated_wire import Path as NetworkPath

@@ -19,8 +19,8 @@ from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.histories import Histories
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Me
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.simulated import World
 from kachery_p2p.store.blobs import BlobStore, Stored

@@ -19,8 +19,9 @@ from kachery_p2p.channels.permissions import ACTIONS, ADMIN, PROVIDE, READ
 from kachery_p2p.errors import NotAMemberError, PeerError, PeerGoneError, PeerRefusedError
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
 from kachery_p2p.network.link import CONTROL, DATA
+from kachery_p2p.network.meeting import Me, meet
 from kachery_p2p.network.memberships import Memberships
-from kachery_p2p.network.session import Me, Session, meet
+from kachery_p2p.network.session import Session
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.messages import OPERATIONS
 from kachery_p2p.wire.ranges import RangeRequest

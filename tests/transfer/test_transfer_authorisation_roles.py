@@ -39,8 +39,8 @@ from kachery_p2p.identity import channel_keys
 from kachery_p2p.identity.channel_keys import ChannelKey
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.network.announcer import Announcer
+from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.prefixes import prefix_of
-from kachery_p2p.network.session import Me
 from kachery_p2p.network.successions import Successions
 from kachery_p2p.node.keeping import Keeping
 from kachery_p2p.wire.messages import OPERATIONS
