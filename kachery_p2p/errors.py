@@ -213,6 +213,69 @@ class ResolutionError(KacheryError):
     exit_code = EXIT_USAGE
 
 
+# --- cloud buckets ------------------------------------------------------------------------
+
+
+class BucketError(KacheryError):
+    """A cloud bucket or mirror did not do what was asked; work on this computer goes on."""
+
+
+class BucketUrlError(BucketError, ValueError):
+    """The address of a bucket is not one that kachery_p2p can read."""
+
+    exit_code = EXIT_USAGE
+
+
+class BucketSupportMissingError(BucketError):
+    """Cloud buckets need a package that is not installed here; the hint says how to get it."""
+
+    exit_code = EXIT_CONFIG
+
+
+class BucketUnreachableError(BucketError):
+    """The server of the bucket does not answer: it is down, or no route leads there."""
+
+    exit_code = EXIT_TIMEOUT
+
+
+class BucketBusyError(BucketError):
+    """The server of the bucket asks to come back later (429, 503)."""
+
+    exit_code = EXIT_TIMEOUT
+    # After how many seconds, if it said so.
+    retry_after_s = 0.0
+
+
+class BucketRefusedError(BucketError):
+    """The bucket refused: the credentials are missing, wrong, expired, or allow too little."""
+
+    exit_code = EXIT_REFUSED
+
+
+class BucketMissingError(BucketError):
+    """There is no bucket of that name at that address, or its directory is not there."""
+
+    exit_code = EXIT_CONFIG
+
+
+class BucketAnswerError(BucketError):
+    """What came from the bucket is not what was asked for: cut off, too long, or another page."""
+
+    exit_code = EXIT_CORRUPT
+
+
+class BucketReadOnlyError(BucketError):
+    """Nothing can be put into this bucket from here: it is a mirror on the web, or is set so."""
+
+    exit_code = EXIT_REFUSED
+
+
+class BucketTakenError(BucketError):
+    """Another channel keeps its files under this prefix of the bucket: choose another prefix."""
+
+    exit_code = EXIT_IN_USE
+
+
 # --- keys, configuration, channels ------------------------------------------------------
 
 
@@ -246,6 +309,10 @@ class ChannelError(KacheryError):
 
 class UnknownChannelError(ChannelError):
     """This node has not joined a channel of that name."""
+
+
+class UnknownZoneError(ChannelError):
+    """A program of an older package stores into a zone, or on a server, that means nothing here."""
 
 
 class ChannelSecretMissingError(ChannelError):
@@ -377,6 +444,107 @@ class LogStoppedError(LogError):
     exit_code = EXIT_STORAGE
 
 
+class FeedForkedError(LogForkedError):
+    """The feed's key has signed two histories: what is common to both stays readable.
+
+    The key was copied, or its owner cheats: ask them which is right, and for the feed that goes on.
+    """
+
+
+class FeedBehindError(LogBehindError):
+    """A longer copy of this feed exists: nothing may be appended before this one has caught up."""
+
+
+class FeedStoppedError(LogStoppedError):
+    """Appending to this feed stopped when its disk failed: mend the disk, restart the node."""
+
+
+class FeedRestoredError(LogError):
+    """This copy of the feed was restored from a backup, or its disk was cloned.
+
+    If another copy went on, appending here would split the feed for ever. So nothing is appended
+    until another node confirms where the feed ends, or you say that this is the only copy.
+    """
+
+    exit_code = EXIT_IN_USE
+
+
+class FeedInUseError(LogError):
+    """Another process of this computer has the feed open: a feed is written by one at a time."""
+
+    exit_code = EXIT_IN_USE
+
+
+class UnknownFeedError(LogError):
+    """This node has no feed of that name or id, or it was deleted."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+class FeedReadOnlyError(LogError):
+    """The feed is somebody else's: only the node with its key appends; others submit messages."""
+
+    exit_code = EXIT_REFUSED
+
+
+class WriteRefusedError(LogError):
+    """The feed's owner has not granted this node to write to it, or not in a common channel."""
+
+    exit_code = EXIT_REFUSED
+
+
+class FeedEndedError(LogError):
+    """The feed's owner has ended it for good; the hint names the feed that goes on, if one does."""
+
+    exit_code = EXIT_REFUSED
+
+
+class MessageTooLargeError(LogError, ValueError):
+    """A message, or all those of one call, is larger than a feed takes: store it as a file, and
+    append its URI.
+    """
+
+    exit_code = EXIT_USAGE
+
+
+class MessageFormatError(LogError, ValueError):
+    """The message is not JSON text, or was written by a newer kachery_p2p."""
+
+    exit_code = EXIT_CORRUPT
+
+
+class FeedUnavailableError(LogError):
+    """No connected node has the messages: the feed's owner is offline, and nobody mirrors it."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+class EntryDamagedError(LogError):
+    """Messages on this disk are not those that the feed's owner signed; `positions` says which.
+
+    They are fetched anew as soon as another node has them.
+    """
+
+    exit_code = EXIT_CORRUPT
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, positions: Sequence[int] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.positions = tuple(positions)
+
+
+# --- the older packages --------------------------------------------------------------------
+
+
+class ServiceGoneError(KacheryError):
+    """An older package did this with a server of its authors; the hint says what to use instead."""
+
+
+class WebLoadError(LoadFileError):
+    """The page on the web, or the file on GitHub or Zenodo, could not be loaded."""
+
+
 # --- the daemon ----------------------------------------------------------------------------
 
 
@@ -453,6 +621,10 @@ class PeerRefusedError(PeerError):
 
 class PeerBusyError(PeerError):
     """A peer cannot answer just now (it is hashing the content for the first time): ask again."""
+
+
+class NotYetError(PeerError):
+    """A peer that is loading the content itself does not have that part of it yet."""
 
 
 class PeerUnreachableError(PeerError):

@@ -72,8 +72,24 @@ MUTABLE_KEY_BYTES_MAX = 1 << 16
 MUTABLE_VALUE_BYTES_MAX = 1 << 20
 # 1 MiB blocks that an opened remote file keeps: a format with a table of contents goes back to it.
 OPENED_BLOCKS_MAX = 8
+# A line of URIs on stdin: a directory's, with the longest path that Linux has, in escapes.
+STDIN_LINE_BYTES_MAX = 1 << 14
 # What one request for bytes of an opened remote file brings at most.
 OPENED_READ_BYTES_MAX = 16 << 20
+# How far ahead of a sequential reader of such a file is fetched, and never further than it has
+# read: at 100 ms of round trip this keeps 320 MiB/s under way. Of what a daemon sends over HTTP,
+# which is kept in memory, less.
+OPENED_AHEAD_BLOCKS_MAX = 32
+OPENED_AHEAD_SENT_BLOCKS_MAX = 8
+# Blocks in one request ahead: who reads waits for no more than these to get the first of them, and
+# a request costs as much time as bringing four (measured).
+OPENED_AHEAD_REQUEST_BLOCKS = 8
+# Small reads of such a file are served from so many bytes at a time, which is never across blocks.
+OPENED_BUFFER_BYTES = 64 << 10
+# Requests ahead at once: the next is there when one ends, so that its sources need not begin anew.
+OPENED_AHEAD_THREADS_MAX = 2
+# A thread that reads ahead ends after so long without work.
+OPENED_AHEAD_IDLE_S = 1.0
 
 # --- wire ---------------------------------------------------------------------------------------
 
@@ -281,9 +297,26 @@ SOURCE_AHEAD_S = 1.0
 SHARED_CHUNKS_MAX = 3 * WINDOW_CHUNKS_MAX // 4
 # The rate of a source is that of about this time: longer than the pauses of a busy node.
 RATE_MEMORY_S = 2.0
+# What people are shown is the rate of about this time: it does not jump from chunk to chunk.
+PROGRESS_RATE_S = 5.0
+# A source from which nothing has come for this long is shown as late: a person begins to wonder.
+PROGRESS_LATE_S = 2.0
+# Sources of one transfer that are told of; of those beyond, who left first is in the sums only.
+PROGRESS_SOURCES_MAX = 32
+# Whoever waits for a transfer is told no more often than this, and all who wait for it together no
+# more than so many times a second: to tell one takes 0.11 ms (measured), so that a thousand
+# clients cost 2 % of a core.
+PROGRESS_TOLD_S = 0.2
+PROGRESS_TOLD_PER_S_MAX = 160
+# What is served is counted this often, and who got nothing for so long is not told of any more.
+GIVEN_LOOK_S = 2.0
+GIVEN_TOLD_S = 60.0
+# A longer time left is told as unknown: ten years, the most that the doors' operations carry.
+PROGRESS_ETA_S_MAX = 315_360_000.0
 # A chunk is asked for a second time only when that brings it this much sooner: not for the
-# differences between sources that are equally fast.
-END_GAME_GAIN_S_MIN = 0.05
+# differences between sources that are equally fast, nor for one that has come and is told of later
+# (ARRIVALS_TOLD_S).
+END_GAME_GAIN_S_MIN = 0.1
 # Who finds nothing to ask a source for looks again after this: by then a chunk may be late.
 END_GAME_LOOK_S = 0.02
 # A source so slow that it would only hold up the window is tried again after this.
@@ -319,6 +352,9 @@ SERVED_STREAMS_PER_PEER_MAX = 16
 
 # Clients connected at once to one door: each costs a task and a descriptor.
 DOOR_CONNECTIONS_MAX = 256
+# Descriptors of the daemon: the clients of both doors, those that wait, 256 peers with their
+# connections, 128 bulk connections, and the files of what is loaded and served.
+OPEN_FILES_WANTED = 4_096
 # Clients that wait for a place at the Unix door: a cluster job starts hundreds of them at once.
 DOOR_WAITING_MAX = 768
 # Connections of all guests (`auth_group`) together: a quarter, so that they never shut the owner
@@ -330,16 +366,17 @@ DOOR_GROUPS_S_MAX = 5.0
 SHARED_PAGE_MAX = 1_024
 # A client waits this much longer for the answer than the daemon has for the work.
 ANSWER_GRACE_S = 1.0
-# A client's request body: operations are small, files travel as descriptors or by PUT.
-DOOR_REQUEST_BYTES_MAX = 1 << 20
+# A client's request body: operations are small, files travel as descriptors or by PUT. The largest
+# are messages of a feed, 1 MiB of them, of which JSON can make three.
+DOOR_REQUEST_BYTES_MAX = 4 << 20
 # A started request must be complete within this.
 DOOR_REQUEST_S_MAX = 10.0
 # An idle kept-alive connection is closed after this.
 DOOR_IDLE_S_MAX = 600.0
-# While it works on a long call, the daemon says at least this often that it is alive.
-DOOR_HEARTBEAT_S = 5.0
-# Progress is told no more often than this: a person reads ten updates a second at most.
-DOOR_PROGRESS_S = 0.1
+# While it works on a long call, the daemon says at least this often that it is alive, and how far.
+DOOR_HEARTBEAT_S = 2.0
+# Progress is sent no more often than this: a person reads no more than five updates a second.
+DOOR_PROGRESS_S = PROGRESS_TOLD_S
 # Bodies and blobs move through a door in pieces of this size, so that a client costs no more
 # memory.
 DOOR_PIECE_BYTES = 1 << 18
@@ -362,18 +399,175 @@ SHARES_LOG_S = 5.0
 BULK_AGAIN_S = 60.0
 # How often it is looked which bulk connections have lost their session, and which lines are busy.
 BULK_WATCH_S = 2.0
+# With claims only of members that are loading a content themselves, how long one that has the whole
+# may still answer: as long as a slow disk takes to find it.
+PART_GRACE_S = 1.0
+# A source that is loading the content itself is asked again what it has, from the first to the
+# second of these: sooner while each answer brings news. A question takes 1 ms of both (measured).
+PART_LOOK_S_MIN = 0.1
+PART_LOOK_S_MAX = 2.0
+# One that has had nothing that is missing here for this long makes room for another source.
+PART_IDLE_S = 5.0
+# One that so often in a row did not have what it said it had is left alone for a while.
+NOT_YET_MAX = 8
+# A node that lied is not used in that channel for this long: nobody does so by accident but a disk
+# that rots, which its owner should hear of, and may have mended by then.
+LIAR_DROPPED_S = 600.0
+# Chunks that those who load the same content at once each ask of its holder in turn, so that they
+# have different ones to pass on: as many as one range request on a data stream has.
+DEALT_CHUNKS = 4
 # Sources of one download at once: with more, deciding who brings what takes longer than it saves.
 SOURCES_MAX = 8
-# Who else has a content that is being downloaded is asked again this often.
+# Who else has a content that is being downloaded is asked again after the first of these, doubling
+# to the second: of those who began at the same time nobody has heard at first. When a member comes
+# or goes it is asked at once, though no sooner than after the first.
+SOURCES_LOOK_S_MIN = 1.0
 SOURCES_LOOK_S = 10.0
+# Chunks that come fast are told to whoever decides, and shows, no more often than this: four times
+# what a person can follow.
+ARRIVALS_TOLD_S = 0.05
 # Verified chunks that wait to be hashed: who brings more waits, so that memory stays bounded.
 ASSEMBLY_CHUNKS_MAX = 8
 # The disk is told to begin writing after so many chunks: large writes, and the last sync is short.
 WRITE_BACK_CHUNKS = 16
-# Chunks asked for in one request, and requests under way to one source: 32 MiB, so that a line of
-# 1 GiB/s stays full for 30 ms, and a source that dies owes no more than that.
-BULK_RANGE_CHUNKS = 8
+# Chunks asked for in one request, and requests under way to one source: with 8 in a request, twice
+# as many had to be judged, and the line was idle for a tenth of the time (measured). What a source
+# owes is within SHARED_CHUNKS_MAX anyway: 48 MiB keep a line of 480 MB/s and 100 ms full.
+BULK_RANGE_CHUNKS = 16
 BULK_PIPELINED = 4
+# Requests for readers of a few bytes that pass those: none of them waits for a place among the
+# others, and with them all there are fewer than BULK_REQUESTS_MAX.
+BULK_PASSING = 4
+
+# --- pace: limits and fairness --------------------------------------------------------------
+
+# The lowest limit there can be: below, some of the sources or readers that share it (8 of them)
+# would get less than STALL_BYTES_MIN in STALL_S_MAX, and be taken for dead.
+RATE_LIMIT_MIN = 128 << 10
+# A limit written larger than this is a mistake: no line carries a terabyte a second.
+RATE_LIMIT_MAX = 1 << 40
+# What may go at once after a pause, in seconds of the limit: less than one notices, more than a
+# thread comes late.
+RATE_BURST_S = 0.1
+# Under a limit bytes go in pieces of so many seconds of it, that peers may take turns; none is
+# smaller than the second, whatever the limit, and none larger than what is sent at once without.
+RATE_PIECE_S = 0.05
+RATE_PIECE_BYTES_MIN = 16 << 10
+# A peer has one chunk in hand at a time, on whatever connection. If it is still being sent after
+# this its line is slow (below 4 MiB/s), and starves nobody: another connection may go on.
+TURN_S_MAX = 0.25
+# How far a peer's urgent requests may run ahead of its fair share: a few reads of a few chunks.
+URGENT_AHEAD_BYTES = 4 << 20
+# Who waits for a turn looks again after this at the latest.
+TURN_LOOK_S = 1.0
+# The rates in `status` are those of about this time.
+PACE_RATE_S = 2.0
+
+# --- batches of small blobs -----------------------------------------------------------------------
+
+# Contents in one question for small blobs: 20 KiB, so that sixteen of them fit the kernel's buffers
+# like all bulk requests; their 8 bytes of answer each are one frame even if all are refused.
+BATCH_CONTENTS_MAX = 1_024
+# Bytes that the answer to one such question may bring; who asks may want fewer, but never less than
+# one blob. What does not fit is asked for again.
+BATCH_ANSWER_BYTES_MAX = 16 << 20
+# Pieces in one frame, on bulk connections and data streams: one blob of a chunk, or many smaller.
+BATCH_PIECES_BYTES_MAX = CHUNK_BYTES + (1 << 15)
+# What we ask for in one question, and in all whose answers are on their way or wait for the disk.
+BATCH_ASKED_BYTES = 4 << 20
+BATCH_HELD_BYTES_MAX = 32 << 20
+# Contents asked of one source at once, in two questions, so that its line never runs dry; and the
+# fewest, however many sources share the work: below, a round trip costs more than the blobs.
+BATCH_SHARE_MAX = 256
+BATCH_SHARE_MIN = 32
+BATCH_PIPELINED = 2
+# With so many blobs a group is begun that is made durable together: the waits for the disk are then
+# a small part of the work. While it is being written the next one grows.
+BATCH_GROUP_OBJECTS = 512
+BATCH_GROUP_BYTES = 8 << 20
+# Blobs do not wait longer than this for others to be written with.
+BATCH_GROUP_S = 0.25
+# Groups that one load writes at once, and all loads: a second thread of one load would share its
+# interpreter lock and its disk.
+BATCH_GROUPS_MAX = 1
+BATCH_WRITERS_MAX = 2
+# A frame of pieces is sent after this, full or not: below it lies the time that counts as a stall,
+# for blobs that the serving node has to hash first.
+BATCH_FILL_S = 1.0
+# What one source was asked for this long ago is also asked of another that has nothing to do.
+BATCH_LATE_S = 1.0
+# Members asked in batches for what nobody announced; the others are asked for each content.
+BATCH_ASKED_MAX = 8
+# Questions to the index of a large channel, who holds what, at once.
+BATCH_INDEX_QUESTIONS_MAX = 32
+# Contents looked for in our own store before the first ones are asked for.
+BATCH_LOOK_MAX = 256
+# Contents of a batch that are fetched one by one at the same time: large ones, and what nobody has.
+BATCH_SINGLES_MAX = 8
+# Contents in one call at the daemon's door: 450 KB with their roots, as many as a list may have.
+LOAD_MANY_MAX = 4_096
+# Failures told in one answer, with texts so long (in bytes): they fit one frame. What comes after
+# them is left unanswered, and asked for again.
+LOAD_MANY_FAILED_MAX = 1_024
+LOAD_MANY_TEXT_BYTES_MAX = 480
+
+# --- cloud buckets --------------------------------------------------------------------------------
+
+# A server that takes no connection in this time is not there; the next source is asked meanwhile.
+BUCKET_CONNECT_S_MAX = 3.0
+# A request for one range (4 MiB) may take so long on a slow line; of a frozen server's, a thread
+# is held so long at most.
+BUCKET_READ_S_MAX = 120.0
+# A part of an upload (8 MiB, four at once) on a line of 1 Mbit/s.
+BUCKET_WRITE_S_MAX = 600.0
+# Failed requests are repeated this often inside one call: whoever calls has other sources, or a
+# queue.
+BUCKET_READ_RETRIES_MAX = 1
+BUCKET_WRITE_RETRIES_MAX = 3
+BUCKET_RETRY_S_MAX = 30.0
+# Ranges of one blob that are read at once. Each may have 4 MiB in memory.
+BUCKET_READS_MAX = 8
+# Threads that all buckets of a node may hold: 64 small reads at once saturate a server.
+BUCKET_THREADS_MAX = 64
+# Larger objects go up in parts of this size, four at a time: 32 MiB in memory. S3 takes 10,000
+# parts, so larger parts are taken for what is larger than 78 GiB.
+BUCKET_PART_BYTES = 8 << 20
+BUCKET_PARTS_MAX = 9_000
+BUCKET_PARTS_AT_ONCE = 4
+# Keys of one page of a listing, as S3 gives them.
+BUCKET_LIST_KEYS = 1_000
+# What a server may send before its answer begins, and as the reason why it refuses.
+BUCKET_HEADERS_MAX = 100
+BUCKET_HEADERS_S_MAX = 10.0
+BUCKET_REASON_BYTES_MAX = 1 << 14
+BUCKET_REDIRECTS_MAX = 3
+# Mirrors that one channel may have, and connections to one of them that are kept open.
+BUCKET_MIRRORS_MAX = 8
+BUCKET_IDLE_CONNECTIONS_MAX = 8
+# What a bucket said of an object is believed so long: that it is there, and that it is not.
+BUCKET_FOUND_S = 60.0
+BUCKET_NOT_FOUND_S = 2.0
+BUCKET_KNOWN_MAX = 4_096
+# A bucket that fails is asked again after this long, twice as long each time.
+BUCKET_REST_S_MIN = 1.0
+BUCKET_REST_S_MAX = 60.0
+# With a bucket that has the whole, members that are being dialled are waited for no longer.
+BUCKET_WHOLE_PATIENCE_S = 1.0
+# A whole object whose line breaks is gone on with, so often without anything having come.
+BUCKET_WHOLE_TRIES_MAX = 3
+# Retry-After says how long to stay away; an hour is the most that is believed.
+BUCKET_RETRY_AFTER_S_MAX = 3_600.0
+# A failed upload is tried again after this long, twice as long each time.
+UPLOAD_RETRY_S_MIN = 2.0
+UPLOAD_RETRY_S_MAX = 3_600.0
+# Uploads of one node at the same time.
+UPLOADS_AT_ONCE = 4
+# How many of the queue are looked at together, and how often it is looked for what commands put
+# in: 50 us each time.
+UPLOADS_LISTED = 256
+UPLOADS_LOOK_S = 0.5
+# The clock of a node and of a server that refuses old signatures (15 minutes is what S3 allows).
+BUCKET_CLOCK_S_MAX = 300.0
 
 # --- discovery ------------------------------------------------------------------------------------
 
@@ -497,6 +691,73 @@ ENTRY_PAYLOAD_BYTES_MAX = 1 << 20
 # Times are milliseconds since 1970; this keeps them within what a database can hold.
 LOG_TIME_MS_MAX = (1 << 63) - 1
 
+# --- feeds between nodes --------------------------------------------------------------------------
+
+# Entries of a feed in one answer: 1,200 messages of 200 bytes, which take 3 ms to verify and leave
+# the control stream free for others in between. A larger entry comes alone.
+FEED_ANSWER_BYTES = 1 << 18
+# As many entries as the smallest fit into one answer.
+FEED_ANSWER_ENTRIES_MAX = 1 << 14
+# Entries that travel with the news of them, so that a reader who waits need not ask: a message of
+# the usual kind, and not so much that a hundred readers fill a line.
+FEED_NEWS_BYTES_MAX = 1 << 15
+# Stored hashes in one answer: a fork is found with 4 log2(size) of them.
+FEED_HASHES_MAX = 256
+# Finding where two histories part: some 200 round trips at most, each below REQUEST_S_MAX.
+FEED_FORK_S_MAX = 60.0
+# Answers with entries that are awaited or wait to be kept, of one subfeed: 4 MiB, or 16 MiB if the
+# entries are as large as can be.
+FEED_AHEAD_MAX = 16
+# Of these, what one member is asked for at once: the line stays full while entries are kept.
+FEED_ASKED_PER_SOURCE_MAX = 4
+# Entries kept in one durable write while catching up: a sync costs as much as writing 1 MiB.
+FEED_KEPT_BYTES = 1 << 20
+# Subfeeds whose missing entries are fetched at once: 32 MiB with the bound above; others wait.
+FEED_CATCH_UPS_MAX = 8
+# Who was asked for entries and has not answered for this long is asked no more for now; and after
+# the second somebody else is asked for the same.
+FEED_ENTRIES_S_MAX = 5.0
+FEED_LATE_S = 1.0
+# A member that broke a rule is not asked again about that subfeed for this long.
+FEED_BLAME_S = 600.0
+# A member that failed is asked again after this.
+FEED_REST_S = 5.0
+# What one member may follow here, and all of them: 300 bytes each, of subfeeds that need not exist.
+FEED_FOLLOWERS_PER_PEER_MAX = 8_192
+FEED_FOLLOWERS_MAX = 1 << 16
+# Subfeeds whose state is kept in memory while nobody uses them.
+FEED_IDLE_MAX = 256
+# Members told at once by a reader of what it heard, and how often; the others hear it after a
+# while, unless they have told us the same. So n readers cause 3 n messages, not n squared.
+FEED_RELAYED_AT_ONCE = 3
+FEED_RELAY_S = 0.05
+FEED_RELAY_REST_S = 2.0
+# News from one member: at once, and a second. More wait, so it cannot make us verify all day: 5 %
+# of a core. An owner tells the next news when the last were taken in: it keeps to that by itself.
+FEED_NEWS_BURST = 1_024
+FEED_NEWS_PER_S = 512
+# Subfeeds that one member is asked about at once: a node that starts follows thousands.
+FEED_ASKED_AT_ONCE_MAX = 8
+# From this many entries ahead of what is here, a reader is given single entries, with proof,
+# before the copy has grown so far.
+FEED_SPARSE_ENTRIES = 10_000
+# Looking for somebody who has a feed, before its reader is told that nobody does.
+FEED_FIND_S_MAX = 10.0
+# Meanwhile it is looked this often whether everybody has been found.
+FEED_LOOK_S = 0.25
+# Subfeeds that one call watches.
+FEED_WATCHED_MAX = 1_024
+# An own feed that was restored waits this long for members to tell where it ends, before it says
+# that it cannot be appended to: they are asked when they connect, so usually they have said it.
+FEED_CONFIRM_S_MAX = 3.0
+# Messages in one submission: as many ids.
+SUBMITTED_MAX = 1_024
+# The owner of a feed signs and writes a submission within this, or the submitter tries again.
+SUBMIT_S_MAX = 20.0
+# What one member may submit: messages, at once and a second; 4 MiB a second of payload.
+SUBMITTED_BURST = 8_192
+SUBMITTED_PER_S = 1_024
+
 # --- keys -----------------------------------------------------------------------------------------
 
 # Our key files have a few hundred bytes; what is far larger was not written by us.
@@ -512,3 +773,70 @@ BACKUP_COST_MAX = 18
 # A passphrase is typed by a person; whoever finds the backup may try millions of shorter ones.
 PASSPHRASE_CHARS_MIN = 8
 PASSPHRASE_CHARS_MAX = 1_024
+
+# --- feeds ----------------------------------------------------------------------------------------
+
+# A message is one entry, in front of which a submitted one names its submitter (48 bytes).
+MESSAGE_BYTES_MAX = ENTRY_PAYLOAD_BYTES_MAX - 48
+# What is written, synced and signed at once: it is in memory meanwhile, and read back whole.
+RECORD_ENTRIES_MAX = 1 << 16
+RECORD_BYTES_MAX = 8 << 20
+# What is read back of a feed at once, with the heads between the entries.
+FEED_READ_ENTRIES_MAX = 1 << 16
+FEED_READ_BYTES_MAX = 8 << 20
+# Hashes and offsets are synced after as much: what is looked through at opening takes 0.5 s.
+FEED_CHECKPOINT_ENTRIES = 1 << 16
+FEED_CHECKPOINT_BYTES = 64 << 20
+# Subfeeds whose three files are open at once, and threads that append to as many.
+FEED_FILES_OPEN_MAX = 64
+FEED_THREADS_MAX = 16
+# A thread that appends waits this long for more before it goes: starting one takes 0.15 ms.
+FEED_THREAD_LINGER_S = 0.05
+# Messages that wait to be appended: what comes beyond waits outside.
+FEED_APPEND_BYTES_MAX = 64 << 20
+FEED_APPENDS_MAX = 65_536
+# Damaged entries of one subfeed that are remembered; more are found when these are mended.
+FEED_DAMAGED_MAX = 4_096
+# The name of a feed or subfeed, as JSON text.
+FEED_NAME_CHARS_MAX = 4_096
+# Feeds of this node: a key file and a row each.
+FEEDS_MAX = 16_384
+# What one call of the register lists.
+FEED_ROWS_MAX = 4_096
+# Messages in one call at a door: 2 MiB and 10 ms of work for the daemon, so that it stays ready for
+# others. The largest message has a few bytes of its own in front, in a frame of the door.
+FEED_CALL_MESSAGES_MAX = 4_096
+FEED_CALL_BYTES_MAX = ENTRY_PAYLOAD_BYTES_MAX + 64
+# Positions in a subfeed: what a signed 64-bit number takes, with room to count on.
+FEED_POSITION_MAX = (1 << 62) - 1
+# A message stream asks the daemon again after waiting this long.
+FEED_STREAM_WAIT_S = 60.0
+# A line of JSON on stdin that is one message: escapes can make it six times as long.
+FEED_LINE_BYTES_MAX = 6 * ENTRY_PAYLOAD_BYTES_MAX
+# Of a database of an older kachery, which anybody may have made: bytes of a row, and seconds until
+# the next row.
+LEGACY_ROW_BYTES_MAX = 4 << 20
+LEGACY_LOOK_S_MAX = 30.0
+# At the HTTP door an answer is JSON, in which a text can become three times as long.
+FEED_HTTP_BYTES_MAX = 1 << 18
+# Feeds, or subfeeds of one, in one answer; fewer if their names are long.
+FEED_PAGE_MAX = 256
+FEED_PAGE_BYTES_MAX = 1 << 19
+# Reading at the doors waits for messages no longer than this in one call: whoever waits longer asks
+# again, so that a client that is gone costs nothing for ever.
+FEED_WAIT_S_MAX = 3_600.0
+
+# --- the older packages ---------------------------------------------------------------------------
+
+# zones.toml: a line or two for each zone that somebody has a name for.
+ZONES_BYTES_MAX = 1 << 20
+# How long a file of the zone `scratch` stays unless zones.toml says otherwise.
+SCRATCH_DAYS = 14.0
+# A web server that says nothing for so long is given up.
+WEB_TIMEOUT_S = 60.0
+# What Zenodo says of a record: a kilobyte for each of its files, of which it allows a hundred.
+WEB_RECORD_BYTES_MAX = 4 << 20
+# A local mutable of kachery-cloud, which had no bound there: it is in memory whole, and no file.
+TEXT_MUTABLE_CHARS_MAX = 16 << 20
+# Files in directories of the older packages that were read to see what they are: 200 bytes each.
+OLD_FILES_KNOWN_MAX = 1_024

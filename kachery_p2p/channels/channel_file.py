@@ -6,6 +6,9 @@
     secret_file = "lab.secret"                # or a 0600 file that has it, seen from here
     bootstrap = ["/dns4/node.example.org/tcp/20432/p2p/12D3Koo..."]
 
+    [bucket]                                  # where to look when no member has it
+    url = "s3://lab-data/kachery?endpoint=https://s3.example.org"
+
 An owned channel is entered by invite; a file of `kind = "owned"` may say its `id`, so that
 nobody takes another one for it, and more addresses.
 
@@ -17,12 +20,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kachery_p2p.channels.channel import OWNED, check_channel_name
 from kachery_p2p.channels.disk import explaining, read_trusted
 from kachery_p2p.errors import ChannelSecretMissingError, ConfigError
 from kachery_p2p.limits import ADDRESS_CHARS_MAX, BOOTSTRAP_ADDRESSES_MAX
+
+if TYPE_CHECKING:
+    from kachery_p2p.channels.bucket_settings import BucketSettings
 
 KIND = "shared-secret"
 SECRET_ENV = "KACHERY_CHANNEL_SECRET"  # noqa: S105 (the name of a variable)
@@ -41,6 +47,7 @@ class ChannelFile(NamedTuple):
     kind: str = KIND
     # Of an owned channel: its id, or "".
     id: str = ""
+    bucket: BucketSettings | None = None
 
     def secret(self, environ: Mapping[str, str]) -> str | None:
         """The secret text from the environment, else from the secret file, else None."""
@@ -177,6 +184,12 @@ def _check_secret_file(value: object, where: str) -> str:
     raise ConfigError(f"{where} is not the path of a file")
 
 
+def _check_bucket(value: object, where: str) -> BucketSettings:
+    from kachery_p2p.channels.bucket_settings import of_channel_file
+
+    return of_channel_file(value, where)
+
+
 _CHECKS: dict[str, Callable[[object, str], Any]] = {
     "kind": _check_kind,
     "name": _check_name,
@@ -184,6 +197,7 @@ _CHECKS: dict[str, Callable[[object, str], Any]] = {
     "secret_file": _check_secret_file,
     "bootstrap": check_bootstrap,
     "id": _check_id,
+    "bucket": _check_bucket,
 }
 _ONLY_SHARED = ("secret_env", "secret_file")
 _ONLY_OWNED = ("id",)

@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kachery_p2p.channels.channel import (
     OWNED,
@@ -32,6 +33,7 @@ from kachery_p2p.channels.channel_file import (
 from kachery_p2p.channels.disk import explaining, read_private, sync_directory, write_private
 from kachery_p2p.channels.joined import Joined as Joined
 from kachery_p2p.channels.joined import (
+    bucket_path,
     changing,
     history_path,
     invites_path,
@@ -59,8 +61,11 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.limits import CHANNELS_MAX
 
+if TYPE_CHECKING:
+    from kachery_p2p.channels.bucket_settings import BucketSettings
+
 INVITE_START = "kp2p-invite-"
-_OF_JOINED = (secret_path, history_path, invites_path, pending_path)
+_OF_JOINED = (secret_path, history_path, invites_path, pending_path, bucket_path)
 
 
 def load_channel(config_dir: str, name: str) -> Channel:
@@ -230,6 +235,8 @@ def resolve(
         file = file or ChannelFile(path="", name=name)
         secret = _secret_for(file, environ)
         join_shared(config_dir, name, secret, file.bootstrap, file.secret_env)
+    if file is not None and file.bucket is not None:
+        _note_bucket(config_dir, name, file.bucket)
     return load_channel(config_dir, name)
 
 
@@ -263,6 +270,14 @@ def _create(config_dir: str, name: str, label: str, tell: Callable[[str], None])
         f"created channel {name} (private, owned by this node); invite others with "
         f"`kachery-p2p channel invite {name}`"
     )
+
+
+def _note_bucket(config_dir: str, name: str, bucket: BucketSettings) -> None:
+    """Take what the channel file says of a bucket, if this node was not told otherwise."""
+    if not os.path.lexists(bucket_path(config_dir, name)):
+        from kachery_p2p.channels.bucket_settings import write_bucket
+
+        write_bucket(config_dir, name, bucket)
 
 
 def _named_file(name_or_path: str, cwd: str) -> ChannelFile | None:

@@ -115,6 +115,11 @@ def pending_path(config_dir: str, name: str) -> str:
     return os.path.join(channels_dir(config_dir), f"{name}.join")
 
 
+def bucket_path(config_dir: str, name: str) -> str:
+    """Where the cloud bucket of the joined channel `name` is described."""
+    return os.path.join(channels_dir(config_dir), f"{name}.bucket")
+
+
 @contextlib.contextmanager
 def changing(config_dir: str) -> Iterator[None]:
     """The only process that changes what is joined; the directory exists and is private."""

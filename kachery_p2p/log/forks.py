@@ -2,7 +2,8 @@
 
 Whoever knows the log's id can check one; nobody but the owner's key can make one true.
 
-    one size     head ‖ head, the one with the smaller root first: same size, other root
+    one size     head ‖ head, the one with the smaller root first: same size, other root;
+                 if it is known where they part, the rest as below
     two sizes    head ‖ head, the smaller size first ‖ u64 entry
                  ‖ leaf hash ‖ path in the first ‖ leaf hash ‖ path in the second:
                  both logs have that entry, and it is not the same one
@@ -50,7 +51,7 @@ class Parting(NamedTuple):
 class ForkProof(NamedTuple):
     """Two heads that cannot both be true. May be anything until `verify` has passed.
 
-    `parting` is None if both heads have one size.
+    `parting` may be None if both heads have one size.
     """
 
     first: SignedHead
@@ -94,10 +95,8 @@ class ForkProof(NamedTuple):
         if (first.size, first.root) >= (second.size, second.root):
             raise LogFormatError("the heads of a fork proof are the same or in the wrong order")
         rest = data[_HEADS_BYTES:]
-        if first.size != second.size:
+        if first.size != second.size or rest:
             return cls(first, second, _decode_parting(rest, first.size, second.size))
-        if rest:
-            raise LogFormatError("a fork proof of one size ends with its heads")
         return cls(first, second)
 
     def verify(self, log: LogId) -> None:
@@ -116,17 +115,23 @@ class ForkProof(NamedTuple):
 
 
 def prove_fork(
-    one: SignedHead, read_one: ReadHash, other: SignedHead, read_other: ReadHash
+    one: SignedHead,
+    read_one: ReadHash,
+    other: SignedHead,
+    read_other: ReadHash,
+    *,
+    exact: bool = False,
 ) -> ForkProof | None:
     """The proof that two verified heads of one log are of two histories; None if they are not.
 
     Takes the stored hashes of both, some 4 log2(size) reads of each. One of the two is
     usually asked of a peer: a peer that lies gives a proof that does not verify.
+    Heads of one size need no hashes, unless it is to be known `exact`ly where they part.
     """
     assert one.log == other.log
-    if one.size > other.size:
+    if (one.size, one.root) > (other.size, other.root):
         one, read_one, other, read_other = other, read_other, one, read_one
-    if one.size == other.size:
+    if one.size == other.size and (one.root == other.root or not exact):
         return None if one.root == other.root else ForkProof.of_one_size(one, other)
     index = first_difference(one.size, read_one, read_other)
     if index is None:

@@ -4,6 +4,9 @@ A writer never signs two roots of one size. Whatever it signed counts as signed 
 then on, written or not: after a failure it stops, and what is found on disk at the next
 start decides. The same root may be signed again with a newer time ("still so").
 
+Who appends often may also sign afterwards, and only now and then: what is durable, and can
+never be anything else again, is as good as signed (`sign_durable`).
+
 A reader keeps the best head it has verified, and goes to a longer one only with a proof
 that the log did nothing but grow. So an owner can keep readers apart from each other,
 but once two of them meet the fork can be proved, and a reader that has seen a proof
@@ -138,6 +141,20 @@ class Writer:
                 f"which has {size}",
                 hint="restore the log's directory, or let it be fetched again from a peer",
             )
+
+
+def sign_durable(
+    log: LogId, key: Signer, frontier: Frontier, last: SignedHead | None, time_ms: int
+) -> SignedHead:
+    """The head of the entries under `frontier`, which are on the disk for good.
+
+    `last` is the best head signed so far. Only for the one process that holds the log's lock, and
+    that never has other entries in the place of these: then no two roots of one size are signed.
+    """
+    assert last is None or last.size <= frontier.size
+    assert last is None or last.size < frontier.size or last.root == frontier.root
+    time_ms = time_ms if last is None else max(time_ms, last.time_ms)
+    return sign_head(Head(log, frontier.size, frontier.root, time_ms), key)
 
 
 class Verdict(Enum):

@@ -42,6 +42,14 @@ class Bitmap:
             self._bytes[number >> 3] &= ~(1 << (number & 7))
             self._count -= 1
 
+    def part(self, start: int, stop: int) -> bytes:
+        """The numbers from `start`, a multiple of 8, to `stop` - 1: bit i % 8 of byte i // 8."""
+        assert start % 8 == 0
+        found = bytearray(self._bytes[start >> 3 : (stop + 7) >> 3])
+        if found and stop % 8:
+            found[-1] &= (1 << stop % 8) - 1
+        return bytes(found)
+
     def byte_of(self, number: int) -> tuple[int, bytes]:
         """Where in the file the bit of `number` lies, and the byte that belongs there."""
         return number >> 3, bytes(self._bytes[number >> 3 : (number >> 3) + 1])

@@ -27,7 +27,7 @@ from kachery_p2p.errors import (
     StoreError,
     VerificationError,
 )
-from kachery_p2p.limits import DISK_RESERVE_BYTES, GROUP_OBJECTS_MIN
+from kachery_p2p.limits import CHUNK_BYTES, DISK_RESERVE_BYTES, GROUP_OBJECTS_MIN
 from kachery_p2p.store.cleanup import sweep
 from kachery_p2p.store.copying import copy_whole
 from kachery_p2p.store.durable import DurableDirectories
@@ -39,8 +39,9 @@ from kachery_p2p.store.links import Links
 from kachery_p2p.store.listing import Checked, Listed, list_objects
 from kachery_p2p.store.objects import Objects, Opened, Stored, stored, stored_earlier
 from kachery_p2p.store.partials import Partial
-from kachery_p2p.store.paths import blob_path
+from kachery_p2p.store.paths import blob_path, parent_of
 from kachery_p2p.store.placing import Placing
+from kachery_p2p.store.small import SmallObjects
 from kachery_p2p.store.sources import Source, opened_source
 from kachery_p2p.store.temps import TempFile
 
@@ -61,6 +62,7 @@ class BlobStore:
         self._intake = Intake(self.directory, reserve_bytes)
         self._objects = Objects(self._directories, index)
         self._placing = Placing(self._directories, self._objects)
+        self._small = SmallObjects(self._directories, self._objects, index, self._make_room)
         links = os.path.join(os.path.dirname(index.path), "links.db")
         self._links = Links(links, self.directory, index)
         self._swept = False
@@ -100,6 +102,8 @@ class BlobStore:
     def put_bytes(self, data: bytes) -> Stored:
         """Store bytes that are in memory."""
         manifest = hash_bytes(data)
+        if 0 < len(data) <= CHUNK_BYTES and (kept := self._small.put(data, manifest)) is not None:
+            return kept
         earlier = stored(self.directory, self._index, manifest.content, manifest.root)
         if earlier is not None:
             return earlier
@@ -216,6 +220,18 @@ class BlobStore:
             pass
         return self._links.find(content)
 
+    def find_each(self, contents: Iterable[ContentHash]) -> list[str | None]:
+        """As `find` of each, in less time for those that are not here."""
+        links = self._links.exist
+
+        def found(content: ContentHash) -> str | None:
+            # Without its directory there is neither the object nor a note of kachery-client's.
+            if not links and not os.path.exists(parent_of(blob_path(self.directory, content))):
+                return None
+            return self.find(content)
+
+        return [found(content) for content in contents]
+
     def known(self, content: ContentHash) -> RootObject | None:
         """The root object of the stored file, if it is known without reading the file."""
         path = self.find(content)
@@ -298,6 +314,18 @@ class BlobStore:
         for link in self._links.all():
             if not os.path.lexists(blob_path(self.directory, link.content)):
                 yield Listed(link.content, link.size, link.path, linked=True)
+
+    def linked_contents(self) -> set[ContentHash]:
+        """The contents that files of the user's stand for, whether objects do too or not."""
+        return {link.content for link in self._links.all()}
+
+    def is_linked(self, content: ContentHash) -> bool:
+        """Whether it is one of `linked_contents`."""
+        return self._links.get(content) is not None
+
+    def source_contents(self) -> set[ContentHash]:
+        """The contents of the user's files that were stored here."""
+        return self._index.source_contents()
 
     def verify(self, content: ContentHash) -> RootObject:
         """Hash the object anew, from the disk, whatever is known. Raises as `open_verified`."""

@@ -8,6 +8,7 @@ written instead, from the byte where it stopped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from types import TracebackType
 from kachery_p2p.errors import (
     CorruptObjectError,
     ResolutionError,
+    StorageFailedError,
     StorageFullError,
 )
 from kachery_p2p.limits import CHUNK_BYTES
@@ -159,4 +161,7 @@ def _writing_beside(dest: str) -> Iterator[None]:
                 f"no space is left for {dest}", hint="free some space, or load it elsewhere"
             ) from error
         reason = (error.strerror or str(error)).lower()
-        raise ResolutionError(f"{dest} cannot be written: {reason}") from error
+        message = f"{dest} cannot be written: {reason}"
+        if error.errno == errno.EIO:  # the disk's fault, not that of who chose the destination
+            raise StorageFailedError(message, hint="check its disk") from error
+        raise ResolutionError(message) from error

@@ -160,11 +160,15 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+# macOS: fsync leaves the bytes in the drive's cache.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+
 def sync_file(fd: int) -> None:
     """The file's bytes are on disk when this returns. Raises OSError; never retry."""
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves the bytes in the drive's cache
+    if _FULL_SYNC is not None:
         with contextlib.suppress(OSError):
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            fcntl.fcntl(fd, _FULL_SYNC)
             return
     os.fsync(fd)
 
@@ -328,8 +332,10 @@ class DurableDirectories:
         for new in reversed(missing):
             # What mkdir makes of the umask and the parent is looked at once for all.
             if made.mode_is_right:
-                with contextlib.suppress(FileExistsError):
+                try:  # noqa: SIM105 (`suppress` takes 1 us more, for each object)
                     os.mkdir(new)
+                except FileExistsError:
+                    pass
             else:
                 made.mode_is_right = self._make_below(new)
             made.paths.add(new)

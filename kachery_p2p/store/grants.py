@@ -16,6 +16,7 @@ from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import StateCorruptError
 from kachery_p2p.limits import GRANT_CHANGES_MAX
 from kachery_p2p.store import guests
+from kachery_p2p.store.common_commits import CommonCommits
 from kachery_p2p.store.database import Database, Schema
 from kachery_p2p.store.shares import Share
 
@@ -33,10 +34,13 @@ SCHEMA = Schema(
     upgrades={1: guests.TABLES},
 )
 
-# What only guests shared until now is from now on also the node's own user's.
+# `why` of a content that a member of the channel gave us: whoever else wants it can ask there too.
+FETCHED = "fetched"
+# What only guests shared until now, or what was only fetched, is from now on shared by the
+# node's own user: it then says so, and `cache prune` lets it be.
 _TAKE_OVER = (
     " ON CONFLICT (content, channel) DO UPDATE SET why = excluded.why, time = excluded.time"
-    f" WHERE why = '{guests.WHY}'"
+    f" WHERE why = '{guests.WHY}' OR (why = '{FETCHED}' AND excluded.why != '{FETCHED}')"
 )
 # What one call of `pending` lists at most: 4,096 hashes are 160 KiB.
 PENDING_LISTED_MAX = 4_096
@@ -48,6 +52,7 @@ class Grants:
     def __init__(self, path: str) -> None:
         self._database = Database(path, SCHEMA, _refuse_damaged)
         self._watches: list[Watch] = []
+        self._commits = CommonCommits(self._keep)
 
     def close(self) -> None:
         """Close the file; a later use opens it again."""
@@ -70,13 +75,15 @@ class Grants:
 
     def keep(self, shares: Sequence[Share]) -> None:
         """As `grant`, for many different shares in one commit: what `take_shares` hands over."""
+        self._commits.make(shares)
+        self._tell((share.content, channel) for share in shares for channel in share.channels or ())
 
+    def _keep(self, shares: Sequence[Share]) -> None:
         def change(connection: sqlite3.Connection) -> None:
             for share in shares:
                 _grant_one(connection, share)
 
         self._database.write(change)
-        self._tell((share.content, channel) for share in shares for channel in share.channels or ())
 
     def grant_pending(self, channel_ids: Sequence[str], why: str, time: float) -> int:
         """Let all that is pending be served in the channels (one at least); how many that was."""
@@ -162,6 +169,36 @@ class Grants:
             return channels
 
         self._tell((content, channel) for channel in self._database.write(change))
+
+    def only_fetched(self) -> set[ContentHash]:
+        """The contents that came from members of the channels, and that nobody here shares."""
+        rows = self._rows(
+            "SELECT content FROM grants WHERE why = ? EXCEPT SELECT content FROM grants"
+            " WHERE why != ? EXCEPT SELECT content FROM pending EXCEPT SELECT content FROM guests",
+            FETCHED,
+            FETCHED,
+        )
+        return {ContentHash.of_raw(row[0]) for row in rows}
+
+    def forget_fetched(self, content: ContentHash) -> bool:
+        """As `forget`, if it is one of `only_fetched` at this very moment; else False."""
+        others = (
+            "SELECT 1 FROM pending WHERE content = ?1 UNION ALL"
+            " SELECT 1 FROM guests WHERE content = ?1"
+        )
+
+        def change(connection: sqlite3.Connection) -> list[str]:
+            raw = (content.raw,)
+            grants = connection.execute("SELECT channel, why FROM grants WHERE content = ?", raw)
+            found = dict(grants.fetchall())
+            if set(found.values()) != {FETCHED} or connection.execute(others, raw).fetchone():
+                return []
+            connection.execute("DELETE FROM grants WHERE content = ?", raw)
+            return list(found)
+
+        channels = self._database.write(change)
+        self._tell((content, channel) for channel in channels)
+        return bool(channels)
 
     def move(self, old_channel_id: str, new_channel_id: str) -> int:
         """What is granted in the old channel is granted in the new one instead; how many."""
@@ -309,6 +346,9 @@ def _grant_one(connection: sqlite3.Connection, share: Share) -> None:
             "INSERT OR IGNORE INTO pending SELECT ?1, ?2, ?3"
             " WHERE NOT EXISTS (SELECT 1 FROM grants WHERE content = ?1)",
             (raw, share.why, share.time),
+        )
+        connection.execute(
+            "UPDATE grants SET why = ? WHERE content = ? AND why = ?", (share.why, raw, FETCHED)
         )
         return
     for channel in share.channels:

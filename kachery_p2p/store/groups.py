@@ -33,10 +33,10 @@ from kachery_p2p.store.durable import (
     writing_to,
 )
 from kachery_p2p.store.hashing import hash_bytes
-from kachery_p2p.store.index import Index
+from kachery_p2p.store.index import Index, Rows
 from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
 from kachery_p2p.store.objects import Stored, collision, stored, stored_earlier
-from kachery_p2p.store.paths import blob_path
+from kachery_p2p.store.paths import blob_path, parent_of
 from kachery_p2p.store.placing import Placing
 from kachery_p2p.store.sources import Source, opened_source
 from kachery_p2p.store.temps import TempGroup
@@ -55,6 +55,8 @@ class _Written(NamedTuple):
     """An item in its temporary file, and the status of the user's file it came from."""
 
     path: str
+    # Where it is to go.
+    target: str
     manifest: Manifest
     root: Root
     source: os.stat_result | None
@@ -64,7 +66,7 @@ class _Found(NamedTuple):
     """The files of a group under their names: by number what became of each, and what is known."""
 
     outcomes: dict[int, Outcome]
-    objects: list[Remembered]
+    objects: list[Rows]
     sources: list[SourceSeen]
 
 
@@ -143,7 +145,7 @@ class Group:
         with temps.create() as temp:
             write_all(temp.fd, data, 0)
             self._finish(temps, temp.fd)
-        return _Written(temp.path, manifest, root, None)
+        return _Written(temp.path, self._path(manifest), manifest, root, None)
 
     def _write_file(self, temps: TempGroup, source: Source) -> _Written | Stored:
         with opened_source(source) as fd:
@@ -155,7 +157,8 @@ class Group:
             with temps.create() as temp:
                 manifest = self._intake.take_file(temp.fd, fd, status, self._progress)
                 self._finish(temps, temp.fd)
-        return _Written(temp.path, manifest, manifest.root, status if settled else None)
+        target, seen = self._path(manifest), status if settled else None
+        return _Written(temp.path, target, manifest, manifest.root, seen)
 
     def _check_space(self, need: int) -> None:
         """Look at the disk again for each 16 MiB, by which a group may enter the reserve."""
@@ -183,8 +186,7 @@ class Group:
         for written in self._written.values():
             # What is wrong with one shows when its file is renamed.
             with contextlib.suppress(OSError, StoreError):
-                parent = os.path.dirname(self._path(written.manifest))
-                self._directories.make_unsynced(parent, self._made)
+                self._directories.make_unsynced(parent_of(written.target), self._made)
 
     def _succeeded(self, sync: Callable[[], None]) -> bool:
         """True if all is on disk; otherwise that is the outcome of whatever was written."""
@@ -204,11 +206,11 @@ class Group:
             [written.manifest.content for written in self._written.values()]
         )
         placed: dict[int, bool] = {}
-        for number, (path, manifest, root, _) in self._written.items():
+        for number, (path, target, manifest, root, _) in self._written.items():
             try:
-                if pinned.get(manifest.content, root) != root:
+                if pinned and pinned.get(manifest.content, root) != root:
                     raise collision(manifest.content)
-                placed[number] = self._placing.place_unsynced(path, manifest, self._made)
+                placed[number] = self._placing.place_unsynced(path, target, manifest, self._made)
             except KacheryError as error:
                 self._outcomes[number] = error
             except OSError as error:
@@ -222,7 +224,7 @@ class Group:
         self._directories.now_durable(self._made)
         self._outcomes |= found.outcomes
         try:
-            self._index.note(found.objects, found.sources)
+            self._index.note_rows(found.objects, found.sources)
         except StoreError as error:
             log.warning("the index could not note a group that was stored: %s", error)
 
@@ -230,8 +232,7 @@ class Group:
         if temps.synced_at_once:
             sync_filesystem(temps.fd)
             return
-        objects = (self._path(written.manifest) for written in self._written.values())
-        entered = {os.path.dirname(path) for path in objects}
+        entered = {parent_of(written.target) for written in self._written.values()}
         for directory in sorted(self._made.parents | entered):
             with contextlib.suppress(FileNotFoundError):  # see `_looked_at`
                 sync_directory(directory)
@@ -239,8 +240,8 @@ class Group:
     def _looked_at(self, placed: dict[int, bool]) -> _Found:
         """What may be said, and the index be told, as soon as the names are on disk."""
         found = _Found({}, [], [])
-        for number, (_, manifest, root, source) in self._written.items():
-            content, path = manifest.content, self._path(manifest)
+        for number, (_, path, manifest, root, source) in self._written.items():
+            content = manifest.content
             try:
                 status = os.lstat(path)
             except OSError as error:  # removed by somebody, perhaps with its directory
@@ -248,7 +249,8 @@ class Group:
                 continue
             found.outcomes[number] = Stored(content, root, manifest.size, path)
             if placed[number]:
-                found.objects.append(Remembered(content, manifest, root, status))
+                # Made here, while the disk is waited for, and not before the commit.
+                found.objects.append(Rows(Remembered(content, manifest, root, status)))
             if source is not None:
                 found.sources.append(SourceSeen(source, content, root))
         return found

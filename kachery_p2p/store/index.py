@@ -138,18 +138,28 @@ class Index:
 
         Written at once if hashing it again would take long, else with others, soon.
         """
-        one = Remembered(content, manifest, manifest.root, status)
-        if manifest.size <= CHUNK_BYTES:
+        self.keep(Remembered(content, manifest, manifest.root, status))
+
+    def keep(self, one: Remembered) -> None:
+        """As `remember`."""
+        if one.status.st_size <= CHUNK_BYTES:
             self._backlog.add_object(one)
         else:
             self.note([one])
 
     def note(self, objects: list[Remembered], sources: Sequence[SourceSeen] = ()) -> None:
         """As `remember` and `remember_source` for many files, in one commit."""
+        self.note_rows([Rows(one) for one in objects], sources)
+
+    def note_rows(self, objects: Sequence[Rows], sources: Sequence[SourceSeen]) -> None:
+        """As `note`, for whoever made the rows earlier: it takes longer than to write them."""
         self.write_waiting()
-        self._write(objects, sources)
+        self._write_rows(objects, sources)
 
     def _write(self, objects: list[Remembered], sources: Sequence[SourceSeen]) -> None:
+        self._write_rows([Rows(one) for one in objects], sources)
+
+    def _write_rows(self, objects: Sequence[Rows], sources: Sequence[SourceSeen]) -> None:
         def change(connection: sqlite3.Connection) -> None:
             _remember(connection, objects)
             _remember_sources(connection, sources)
@@ -180,6 +190,14 @@ class Index:
         )
         return None if row is None else (ContentHash.of_raw(row[0]), Root.of_raw(row[1]))
 
+    def source_contents(self) -> set[ContentHash]:
+        """The contents of all files of the user that were ever stored as they are now."""
+        self.write_waiting()
+        rows = self._database.read(
+            lambda connection: connection.execute("SELECT content FROM sources").fetchall()
+        )
+        return {ContentHash.of_raw(row[0]) for row in rows}
+
     def remember_source(self, status: os.stat_result, content: ContentHash, root: Root) -> None:
         """The user's file with this `status` was stored as `content`. Written as `remember`."""
         seen = SourceSeen(status, content, root)
@@ -206,29 +224,30 @@ class Index:
         )
 
     def _one(self, query: str, values: tuple[object, ...]) -> tuple[bytes, ...] | None:
-        def question(connection: sqlite3.Connection) -> tuple[bytes, ...] | None:
-            found: tuple[bytes, ...] | None = connection.execute(query, values).fetchone()
-            return found
-
-        return self._database.read(question)
+        return self._database.row(query, values)
 
 
-def _remember(connection: sqlite3.Connection, objects: list[Remembered]) -> None:
+class Rows:
+    """What the index holds of one object: a row, and one for each page if it has chunks."""
+
+    __slots__ = ("of_pages", "row")
+
+    def __init__(self, one: Remembered) -> None:
+        content = one.content.raw
+        self.row = (content, *_identity(one.status), one.root.raw, _encoded(one.manifest))
+        self.of_pages: Sequence[tuple[bytes, int, bytes]] = ()
+        if _has_pages(one.manifest):
+            pages = enumerate(one.manifest.pages)
+            self.of_pages = [(content, number, page) for number, page in pages]
+
+
+def _remember(connection: sqlite3.Connection, objects: Sequence[Rows]) -> None:
     connection.executemany(
-        "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
-        (
-            (one.content.raw, *_identity(one.status), one.root.raw, _encoded(one.manifest))
-            for one in objects
-        ),
+        "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", [one.row for one in objects]
     )
     connection.executemany(
         "INSERT OR REPLACE INTO pages VALUES (?, ?, ?)",
-        (
-            (one.content.raw, number, page)
-            for one in objects
-            if _has_pages(one.manifest)
-            for number, page in enumerate(one.manifest.pages)
-        ),
+        [page for one in objects for page in one.of_pages],
     )
 
 
@@ -257,7 +276,7 @@ def _encoded(manifest: Manifest) -> bytes:
 
 
 def _has_pages(manifest: Manifest) -> bool:
-    return manifest.root_object.chunk_count > 1
+    return manifest.root_object.size > CHUNK_BYTES
 
 
 def _only_page(encoded: bytes) -> bytes | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from kachery_p2p.content.manifests import Manifest
 from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.store.copying import Copier
-from kachery_p2p.store.durable import check_space, write_all, writing_to
+from kachery_p2p.store.durable import check_space, storage_error, write_all, writing_to
 from kachery_p2p.store.hashing import EndedEarlyError, FileHashes, hash_bytes, read_exactly
 from kachery_p2p.store.sources import check_unchanged, source_changed, unreadable, unsettled_s
 
@@ -39,8 +39,10 @@ class Intake:
 
     def check_space(self, need: int) -> None:
         """Raise StorageFullError unless `need` more bytes leave the reserve free."""
-        with writing_to(self._place):
+        try:
             check_space(self._place, need, self.reserve_bytes)
+        except OSError as error:
+            raise storage_error(error, self._place) from error
 
     def take_bytes(self, target: int, data: bytes) -> None:
         """Write `data` into the empty file `target`."""

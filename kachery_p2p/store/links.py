@@ -132,6 +132,11 @@ class Links:
             )
         )
 
+    @property
+    def exist(self) -> bool:
+        """False if no file was ever linked, by us or by kachery-cloud."""
+        return os.path.exists(self._path) or os.path.exists(f"{self._store}/linked_files")
+
     def all(self) -> Iterator[Link]:
         """Our links, in the order of their contents."""
         for row in self._rows("SELECT content, path, size FROM links ORDER BY content"):

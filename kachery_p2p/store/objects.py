@@ -28,6 +28,7 @@ from kachery_p2p.errors import (
     StoreError,
     StorePermissionError,
 )
+from kachery_p2p.store.backlog import Remembered
 from kachery_p2p.store.durable import DurableDirectories, sync_directory, sync_file
 from kachery_p2p.store.hashing import EndedEarlyError, hash_file
 from kachery_p2p.store.index import Index
@@ -182,10 +183,14 @@ class Objects:
 
     def remember(self, content: ContentHash, status: os.stat_result, manifest: Manifest) -> None:
         """Tell the index. A failure costs a later hashing and is only logged."""
+        self.tell_index(Remembered(content, manifest, manifest.root, status))
+
+    def tell_index(self, one: Remembered) -> None:
+        """As `remember`."""
         try:
-            self._index.remember(content, status, manifest)
+            self._index.keep(one)
         except StoreError as error:
-            log.warning("the index could not note %s: %s", content, error)
+            log.warning("the index could not note %s: %s", one.content, error)
 
     def _open_regular(self, content: ContentHash) -> int | None:
         path = blob_path(self._directories.top, content)

@@ -26,7 +26,7 @@ from kachery_p2p.store.durable import (
     writing_to,
 )
 from kachery_p2p.store.objects import Objects, collision
-from kachery_p2p.store.paths import blob_path, old_link_paths
+from kachery_p2p.store.paths import blob_path, old_link_paths, parent_of
 
 # A bad file that is quarantined, or a good one that is removed, makes room for one more try.
 _RENAMES_MAX = 3
@@ -64,14 +64,13 @@ class Placing:
         sync_file(fd)
         return self._renamed(path, target, manifest)
 
-    def place_unsynced(self, path: str, manifest: Manifest, made: Made) -> bool:
-        """Make the synced file at `path` the object; False if the content stands there already.
+    def place_unsynced(self, path: str, target: str, manifest: Manifest, made: Made) -> bool:
+        """Make the synced file at `path` the object at `target`; False if it stands there already.
 
         The caller syncs the directories `made` and that of the object, and tells the index.
         Raises OSError.
         """
-        target = blob_path(self._directories.top, manifest.content)
-        parent = os.path.dirname(target)
+        parent = parent_of(target)
         try:
             self._directories.make_unsynced(parent, made)
             return self._renamed(path, target, manifest)

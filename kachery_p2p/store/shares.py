@@ -8,21 +8,17 @@ that cannot be read (torn by a crash) is kept in shares.log.bad, and never in th
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash
 from kachery_p2p.errors import ConfigError, UriError
 from kachery_p2p.limits import CHANNELS_MAX
 from kachery_p2p.store.durable import sync_directory, writing_to
-
-if TYPE_CHECKING:
-    import json
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +54,37 @@ def append_share(
     config_dir: str, content: str, channels: Sequence[str] | None, why: str, time: float
 ) -> None:
     """Write down one share; on disk when it returns."""
+    append_contents(config_dir, [content], channels, why, time)
+
+
+def append_contents(
+    config_dir: str,
+    contents: Sequence[str],
+    channels: Sequence[str] | None,
+    why: str,
+    time: float,
+) -> None:
+    """Write down one wish about many contents with one fsync; on disk when it returns."""
     listed = None if channels is None else tuple(channels)
-    append_shares(config_dir, [Share(ContentHash(content), listed, why, time)])
+    wish = _wish(listed, why[:WHY_CHARS_MAX], time)
+    _append_lines(config_dir, "".join([_line(content, wish) for content in contents]))
 
 
 def append_shares(config_dir: str, shares: Sequence[Share]) -> None:
     """Write down many shares with one fsync; on disk when it returns."""
-    text = b"".join(_line(share) for share in shares)
-    with writing_to(config_dir), _locked(shares_path(config_dir)) as fd:
-        size = os.fstat(fd).st_size
+    lines = (
+        _line(share.content, _wish(share.channels, share.why[:WHY_CHARS_MAX], share.time))
+        for share in shares
+    )
+    _append_lines(config_dir, "".join(lines))
+
+
+def _append_lines(config_dir: str, lines: str) -> None:
+    text = lines.encode()
+    with writing_to(config_dir), _Locked(shares_path(config_dir)) as file:
         # A line torn by a crash must not swallow the first of ours.
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        _append(fd, b"\n" + text if torn else text)
+        torn = file.size > 0 and os.pread(file.fd, 1, file.size - 1) != b"\n"
+        _append(file.fd, b"\n" + text if torn else text)
 
 
 def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
@@ -80,10 +95,10 @@ def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
     """
     if not os.path.lexists(shares_path(config_dir)):
         return Taken(0, 0)
-    with writing_to(config_dir), _locked(shares_path(config_dir)) as fd:
+    with writing_to(config_dir), _Locked(shares_path(config_dir)) as file:
         taken = unreadable = 0
         batch: list[Share] = []
-        for line in _lines(fd):
+        for line in _lines(file.fd):
             share = _parse(line)
             if share is None:
                 unreadable += 1
@@ -96,27 +111,26 @@ def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
                 batch = []
         if batch:
             keep(batch)
-        os.ftruncate(fd, 0)
-        os.fsync(fd)
+        os.ftruncate(file.fd, 0)
+        os.fsync(file.fd)
     return Taken(taken, unreadable)
 
 
-def _line(share: Share) -> bytes:
-    channels = None if share.channels is None else list(share.channels)
-    fields = {
-        "content": share.content,
-        "channels": channels,
-        "why": share.why[:WHY_CHARS_MAX],
-        "time": share.time,
-    }
-    return _encoder().encode(fields).encode() + b"\n"
+def _line(content: str, wish: str) -> str:
+    # Hex digits need no escaping.
+    return f'{{"content":"{content}",{wish}}}\n'
 
 
-@functools.cache
-def _encoder() -> json.JSONEncoder:
+def _wish(channels: tuple[str, ...] | None, why: str, time: float) -> str:
+    return f'{_where_and_why(channels, why)},"time":{float(time)!r}'
+
+
+@functools.lru_cache(maxsize=16)
+def _where_and_why(channels: tuple[str, ...] | None, why: str) -> str:
+    """The same for one value after the other."""
     import json
 
-    return json.JSONEncoder(separators=(",", ":"))
+    return json.dumps({"channels": channels, "why": why}, separators=(",", ":"))[1:-1]
 
 
 def _parse(line: bytes) -> Share | None:
@@ -179,24 +193,41 @@ def _set_aside(config_dir: str, line: bytes) -> None:
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[int]:
-    try:
-        fd, new = os.open(path, _FLAGS & ~os.O_CREAT), False
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        fd, new = os.open(path, _FLAGS, 0o600), True
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
+class _Locked:
+    """Our file at `path`, open and of this `size`, which nobody else has meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.fd = -1
+        self.size = 0
+
+    def __enter__(self) -> _Locked:
+        try:
+            self.fd, new = os.open(self._path, _FLAGS & ~os.O_CREAT), False
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+            self.fd, new = os.open(self._path, _FLAGS, 0o600), True
+        try:
+            self._lock(new)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        return self
+
+    def _lock(self, new: bool) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+        status = os.fstat(self.fd)
+        self.size = status.st_size
+        if status.st_uid != os.geteuid():
             raise ConfigError(
-                f"{path} belongs to another user", hint="use a configuration directory of your own"
+                f"{self._path} belongs to another user",
+                hint="use a configuration directory of your own",
             )
-        fcntl.flock(fd, fcntl.LOCK_EX)
         if new:
-            sync_directory(os.path.dirname(path))
-        yield fd
-    finally:
-        os.close(fd)
+            sync_directory(os.path.dirname(self._path))
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
 
 def _append(fd: int, data: bytes) -> None:

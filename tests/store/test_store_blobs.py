@@ -18,6 +18,7 @@ from kachery_p2p.errors import (
     ResolutionError,
     SourceChangedError,
     SourceFileError,
+    StorageFailedError,
     VerificationError,
 )
 from kachery_p2p.limits import CHUNK_BYTES
@@ -333,7 +334,8 @@ def test_a_copy_that_fails_leaves_what_was_there(
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir" / "file").write_bytes(b"before")
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(5, "I/O error")))
-    with pytest.raises(ResolutionError):
+    # Not a ResolutionError: nothing is wrong with the destination that was chosen.
+    with pytest.raises(StorageFailedError, match="cannot be written"):
         store.copy_to(content, str(tmp_path / "dir" / "file"))
     assert (tmp_path / "dir" / "file").read_bytes() == b"before"
     assert os.listdir(tmp_path / "dir") == ["file"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kachery_p2p.content.hashes import sha1_of
-from kachery_p2p.store import groups, objects, placing, temps
+from kachery_p2p.store import groups, objects, placing, small, temps
 from kachery_p2p.store.blobs import BlobStore, Stored
 from kachery_p2p.store.index import Index
 from kachery_p2p.store.paths import temp_dir
@@ -57,7 +57,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch, top: str) -> list[str]:
     wrap("fsync", of_fd)
     wrap("fchmod", of_fd)
     wrap("mkdir", lambda path, *_: os.path.relpath(path, top))
-    for module, name in ((placing, "rename_new"), (groups, "sync_filesystem")):
+    for module, name in (
+        (placing, "rename_new"),
+        (small, "rename_new"),
+        (groups, "sync_filesystem"),
+    ):
         really = getattr(module, name)
 
         def call(*args: Any, name: str = name, really: Callable[..., Any] = really) -> Any:
@@ -95,6 +99,29 @@ def test_an_object_is_durable_before_its_name_and_its_name_before_the_answer(
         f"rename {os.path.relpath(stored.path, tmp_path)}",
         f"fsync {c}",
         *sorted(("fsync store", "fsync store/sha1", f"fsync {a}", f"fsync {b}")),
+    ]
+
+
+def test_the_short_way_of_a_value_keeps_the_same_order(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_bytes(b"first")
+    told = recorded(monkeypatch, str(tmp_path))
+    stored = store.put_bytes(b"data")
+    h = stored.content
+    a, b, c = f"store/sha1/{h[:2]}", f"store/sha1/{h[:2]}/{h[2:4]}", os.path.dirname(stored.path)
+    c = os.path.relpath(c, tmp_path)
+    temp = next(call.split()[1] for call in told if "fchmod" in call)
+    calls = [call for call in told if "config" not in call]
+    assert [*calls[:-3], *sorted(calls[-3:])] == [
+        f"fchmod {temp}",
+        f"fsync {temp}",
+        f"mkdir {a}",
+        f"mkdir {b}",
+        f"mkdir {c}",
+        f"rename {os.path.relpath(stored.path, tmp_path)}",
+        f"fsync {c}",
+        *sorted(("fsync store/sha1", f"fsync {a}", f"fsync {b}")),
     ]
 
 
@@ -167,7 +194,7 @@ KILLED = """
 import ctypes, hashlib, json, os, sys
 sys.path.insert(0, os.getcwd())
 from kachery_p2p.content.hashes import sha1_of
-from kachery_p2p.store import blobs as blobs_module, groups, placing, temps
+from kachery_p2p.store import blobs as blobs_module, groups, placing, small, temps
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.store.index import Index
@@ -187,6 +214,8 @@ def store(home):
         return blobs.put_file(top + "/file").content
     if how == "bytes":
         return blobs.put_bytes(DATA).content
+    if how == "small":
+        return blobs.put_bytes(DATA[:1000]).content
     if how == "stream":
         return blobs.put_stream([DATA[:17], DATA[17:]], sha1_of(DATA)).content
     if how.startswith("many"):
@@ -213,7 +242,7 @@ def store(home):
 
 def count_down(left):
     for name in calls:
-        for module in (os, placing, groups):
+        for module in (os, placing, small, groups):
             if not hasattr(module, name):
                 continue
             def call(*args, _really=getattr(module, name), **kwargs):
@@ -240,7 +269,17 @@ for number in range(1, 400):
     assert killed == 9, killed
 print(json.dumps({"steps": number}))
 """
-WAYS = ["file", "bytes", "stream", "partial", "many", "many on nfs", "removed", "quarantined"]
+WAYS = [
+    "file",
+    "bytes",
+    "small",
+    "stream",
+    "partial",
+    "many",
+    "many on nfs",
+    "removed",
+    "quarantined",
+]
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -259,6 +298,8 @@ def test_a_kill_at_any_step_leaves_whole_objects_or_none(
     assert 15 < steps < 399
     data = hashlib.shake_128(b"kill").digest(2_500_000)
     contents = {data, b"1", b"2"} if how.startswith("many") else {data}
+    if how == "small":
+        contents = {data[:1000]}
     complete = 0
     for number in range(1, steps + 1):
         home = f"{quick_path}/{number}"

@@ -1,0 +1,86 @@
+"""Values on their way into the store: bytes of at most one chunk, in memory, new here.
+
+Most of what is stored is such, and one by one: the disk takes a few hundred microseconds,
+and the general way (`placing`) as long around its system calls, because anything may have
+happened to the store meanwhile. This way takes the same steps in the same order with the
+same syncs, but looks for nothing beforehand. Whatever it meets that a new content in a
+sound store does not, it stops at, and the general way begins again from the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from kachery_p2p.content.manifests import Manifest
+from kachery_p2p.store.backlog import Remembered
+from kachery_p2p.store.durable import (
+    DurableDirectories,
+    Made,
+    rename_new,
+    sync_directory,
+    sync_file,
+    write_all,
+    writing_to,
+)
+from kachery_p2p.store.index import Index
+from kachery_p2p.store.objects import Objects, Stored
+from kachery_p2p.store.paths import blob_path, parent_of
+from kachery_p2p.store.temps import TempFile
+
+
+class SmallObjects:
+    """Stores new contents of at most one chunk below `directories.top`, each durably."""
+
+    def __init__(
+        self,
+        directories: DurableDirectories,
+        objects: Objects,
+        index: Index,
+        make_room: Callable[[int], None],
+    ) -> None:
+        self._top = directories.top
+        self._directories = directories
+        self._objects = objects
+        self._index = index
+        self._make_room = make_room
+
+    def put(self, data: bytes, manifest: Manifest) -> Stored | None:
+        """Store `data`, whose hashes are in `manifest`; durable when it returns.
+
+        None, and nothing is stored, if it is not new, or the store is not as it was left.
+        Raises a StoreError.
+        """
+        content, root = manifest.content, manifest.root
+        # One question instead of two: what was never hashed here is not stored as far as we
+        # know, and has no root from which this one might differ.
+        if self._index.pinned_root(content) is not None:
+            return None
+        path = blob_path(self._top, content)
+        with writing_to(self._top), TempFile(self._directories) as temp:
+            self._make_room(len(data))
+            write_all(temp.fd, data, 0)
+            if not self._place(temp, path):
+                return None
+            status = os.fstat(temp.fd)
+        self._objects.tell_index(Remembered(content, manifest, root, status))
+        return Stored(content, root, len(data), path)
+
+    def _place(self, temp: TempFile, path: str) -> bool:
+        """The bytes, then the name, then the directories on the way to it are on disk.
+
+        False if it has no name: something stands there, or a directory is gone.
+        """
+        os.fchmod(temp.fd, 0o444)
+        sync_file(temp.fd)
+        parent, made = parent_of(path), Made()
+        try:
+            self._directories.make_unsynced(parent, made)
+            rename_new(temp.path, path)
+        except (FileExistsError, FileNotFoundError):
+            self._directories.forget()
+            return False
+        temp.moved = True
+        sync_directory(parent)
+        self._directories.sync(made)
+        return True
