@@ -8,10 +8,9 @@ numbered from 1 upwards and never twice on one connection. Each is answered by D
 frames, in order, and then by one END, or by one FAILURE instead of what is missing; answers
 to different requests may be mixed, frame by frame. After a CANCEL the END comes early.
 
-A request begins with its kind, and what it is about follows; DATA carries a piece with
-its number and length in front. So a request for many small blobs is another kind
-(channel, then content after content), and its DATA frames carry several pieces, each
-under its place in the request, with no change to what is here.
+A request begins with its kind, and what it is about follows. Here is that for chunks, whose
+DATA frames carry one each, with its number and length in front; for many small blobs, whose
+frames carry several, see `batches`.
 
 Fixed layouts, big-endian. Pure.
 """
@@ -32,6 +31,8 @@ from kachery_p2p.limits import (
     CHUNK_BYTES,
     REASON_CHARS_MAX,
 )
+from kachery_p2p.wire import batches
+from kachery_p2p.wire.batches import BulkBatch
 from kachery_p2p.wire.messages import (
     BAD_REQUEST,
     BUSY,
@@ -39,6 +40,7 @@ from kachery_p2p.wire.messages import (
     CONTENT_BYTES,
     FAILED,
     HASH_BYTES,
+    NOT_YET,
     REFUSED,
     failure,
     fit_reason,
@@ -64,7 +66,7 @@ _RANGE = 1
 _RANGE_LAYOUT = struct.Struct(f">B3x32s{CONTENT_BYTES}s{HASH_BYTES}sII")
 _PIECE_LAYOUT = struct.Struct(">II")
 _HELLO_LAYOUT = struct.Struct(">I")
-_CODES = {1: REFUSED, 2: BUSY, 3: FAILED, 4: BAD_REQUEST}
+_CODES = {1: REFUSED, 2: BUSY, 3: FAILED, 4: BAD_REQUEST, 5: NOT_YET}
 _CODE_NUMBERS = {code: number for number, code in _CODES.items()}
 _FAILURE_BYTES_MAX = 1 + _UTF8_BYTES_MAX * REASON_CHARS_MAX
 
@@ -102,8 +104,10 @@ def _is_range(first: int, count: int) -> bool:
     return 1 <= count <= BULK_REQUEST_CHUNKS_MAX and first >= 0 and first + count <= CHUNKS_MAX
 
 
-def read_request(payload: bytes) -> BulkRange:
+def read_request(payload: bytes) -> BulkRange | BulkBatch:
     """What a REQUEST asks for, or ProtocolError."""
+    if payload[:1] == bytes((batches.KIND,)):
+        return BulkBatch.decode(payload)
     if not payload or payload[0] != _RANGE:
         raise ProtocolError("a bulk request of a kind that is not spoken here")
     if len(payload) != _RANGE_LAYOUT.size or payload[1:4] != bytes(3):
@@ -208,6 +212,15 @@ class DueChunks:
     def complete(self) -> bool:
         """True if every chunk has come."""
         return self._next == self._end
+
+    # The answer may end when all of it is there.
+    may_end = complete
+
+    def receive(self, payload: memoryview) -> tuple[int, int]:
+        """Take a DATA frame; the number of its chunk, and where that begins. ProtocolError."""
+        found = read_piece_header(payload)
+        self.came(found.number)
+        return found.number, PIECE_HEADER_BYTES
 
     def came(self, number: int) -> None:
         """Chunk `number` came. Raises ProtocolError unless it is the one that is due."""

@@ -11,15 +11,16 @@ The fields stay what they are on the wire, bytes and hex text; the rooms above m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from kachery_p2p.errors import ProtocolError
 from kachery_p2p.limits import (
-    ADDRESS_CHARS_MAX,
     ADDRESSES_PER_NODE_MAX,
     ANNOUNCE_PREFIXES_MAX,
+    BATCH_ANSWER_BYTES_MAX,
+    BATCH_CONTENTS_MAX,
+    BATCH_PIECES_BYTES_MAX,
     CHANGE_BYTES_MAX,
     CHANNEL_ENTRIES_MAX,
     CHUNK_BYTES,
@@ -37,10 +38,23 @@ from kachery_p2p.limits import (
 from kachery_p2p.log.forks import FORK_BYTES_MAX
 from kachery_p2p.log.heads import HEAD_BYTES
 from kachery_p2p.wire.codec import Message
+from kachery_p2p.wire.feed_messages import FEED_OPERATIONS
+from kachery_p2p.wire.message_fields import CHANNEL_CHARS as CHANNEL_CHARS
+from kachery_p2p.wire.message_fields import CONTENT_BYTES as CONTENT_BYTES
+from kachery_p2p.wire.message_fields import HASH_BYTES as HASH_BYTES
+from kachery_p2p.wire.message_fields import Check as Check
+from kachery_p2p.wire.message_fields import Fields as Fields
+from kachery_p2p.wire.message_fields import Operation as Operation
+from kachery_p2p.wire.message_fields import WrongValueError as WrongValueError
+from kachery_p2p.wire.message_fields import address, boolean, channel_id, map_of
+from kachery_p2p.wire.message_fields import bytes_of as bytes_of
+from kachery_p2p.wire.message_fields import check_fields as check_fields
+from kachery_p2p.wire.message_fields import check_message as check_message
+from kachery_p2p.wire.message_fields import integer as integer
+from kachery_p2p.wire.message_fields import list_of as list_of
+from kachery_p2p.wire.message_fields import packed as packed
+from kachery_p2p.wire.message_fields import printable as printable
 
-HASH_BYTES = 32
-CONTENT_BYTES = 20
-CHANNEL_CHARS = 64
 # Of a bulk ticket (`wire.sealed`): random bytes of each side, its id, how many ciphers exist.
 BULK_RANDOM_BYTES = 32
 BULK_TICKET_BYTES = 16
@@ -60,121 +74,21 @@ REFUSED = "refused"
 BUSY = "busy"
 FAILED = "failed"
 BAD_REQUEST = "bad request"
-FAILURE_CODES = frozenset({REFUSED, BUSY, FAILED, BAD_REQUEST})
+# Of a part that its holder, which is loading the content itself, does not have so far.
+NOT_YET = "not yet"
+FAILURE_CODES = frozenset({REFUSED, BUSY, FAILED, BAD_REQUEST, NOT_YET})
 REFUSED_TEXT = "absent, or not allowed"
-
-Check = Callable[[object], Any]
-Fields = Mapping[str, Check]
-
-
-class WrongValueError(ValueError):
-    """A value is not what the table says; the message says what was expected, never what came."""
-
-
-# --- types of fields ------------------------------------------------------------------
-
-
-def integer(low: int, high: int) -> Check:
-    def check(value: object) -> int:
-        if type(value) is int and low <= value <= high:
-            return value
-        raise WrongValueError(f"expected an integer from {low} to {high}")
-
-    return check
-
-
-def bytes_of(low: int, high: int) -> Check:
-    def check(value: object) -> bytes:
-        if isinstance(value, bytes) and low <= len(value) <= high:
-            return value
-        raise WrongValueError(f"expected {low if low == high else f'{low} to {high}'} bytes")
-
-    return check
-
-
-def packed(item_bytes: int, items_max: int) -> Check:
-    """Items of one length, one after the other."""
-    short = bytes_of(0, item_bytes * items_max)
-
-    def check(value: object) -> bytes:
-        items: bytes = short(value)
-        if len(items) % item_bytes == 0:
-            return items
-        raise WrongValueError(f"expected a multiple of {item_bytes} bytes")
-
-    return check
-
-
-def printable(chars_max: int) -> Check:
-    def check(value: object) -> str:
-        # isprintable() also refuses bidi and other invisible format characters.
-        if isinstance(value, str) and len(value) <= chars_max and value.isprintable():
-            return value
-        raise WrongValueError(f"expected at most {chars_max} printable characters")
-
-    return check
-
-
-def list_of(item: Check, items_max: int) -> Check:
-    def check(value: object) -> list[Any]:
-        if isinstance(value, list | tuple) and len(value) <= items_max:
-            return [item(one) for one in value]
-        raise WrongValueError(f"expected a list of at most {items_max}")
-
-    return check
-
-
-def _map_of(fields: Fields) -> Check:
-    def check(value: object) -> Message:
-        return check_fields(fields, value)
-
-    return check
-
-
-def _boolean(value: object) -> bool:
-    if type(value) is bool:
-        return value
-    raise WrongValueError("expected true or false")
-
-
-def _address(value: object) -> str:
-    """A multiaddr as far as its alphabet goes; whoever dials it parses it."""
-    if (
-        isinstance(value, str)
-        and len(value) <= ADDRESS_CHARS_MAX
-        and value.startswith("/")
-        and value.isascii()
-        and value.isprintable()
-        and " " not in value
-    ):
-        return value
-    raise WrongValueError(f"expected a multiaddr of at most {ADDRESS_CHARS_MAX} characters")
-
-
-def _channel(value: object) -> str:
-    if isinstance(value, str) and len(value) == CHANNEL_CHARS:  # noqa: SIM102 (one thought a line)
-        if not value.strip("0123456789abcdef"):
-            return value
-    raise WrongValueError(f"expected a channel id of {CHANNEL_CHARS} hex digits")
 
 
 # --- the table --------------------------------------------------------------------------
 
 
-class Operation(NamedTuple):
-    """One line of the table. `stream` is where it may be asked: "control" or "data"."""
-
-    request: Fields
-    answer: Fields
-    stream: str = "control"
-
-
 _HASH = bytes_of(HASH_BYTES, HASH_BYTES)
 _CONTENT = bytes_of(CONTENT_BYTES, CONTENT_BYTES)
-_ADDRESSES = list_of(_address, ADDRESSES_PER_NODE_MAX)
+_ADDRESSES = list_of(address, ADDRESSES_PER_NODE_MAX)
 _LABEL = printable(LABEL_CHARS_MAX)
 _INTRODUCTION: Fields = {"label": _LABEL, "addresses": _ADDRESSES, "agent": _LABEL}
-_MEMBER = _map_of({"node": _HASH, "addresses": _ADDRESSES})
+_MEMBER = map_of({"node": _HASH, "addresses": _ADDRESSES})
 # Each may be empty: no head yet or none to be told, no fork known, not removed.
 _HISTORY: Fields = {
     "head": bytes_of(0, HEAD_BYTES),
@@ -182,7 +96,7 @@ _HISTORY: Fields = {
     "notice": bytes_of(0, NOTICE_BYTES_MAX),
 }
 _PREFIXES = packed(PREFIX_BYTES, ANNOUNCE_PREFIXES_MAX)
-_WHERE: Fields = {"channel": _channel, "content": _CONTENT}
+_WHERE: Fields = {"channel": channel_id, "content": _CONTENT}
 _WHAT: Fields = {**_WHERE, "root": _HASH}
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
@@ -191,13 +105,14 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "introduce": Operation(request=_INTRODUCTION, answer=_INTRODUCTION),
         # The members of a channel that you are connected to, and where to find them.
         "members": Operation(
-            request={"channel": _channel},
+            request={"channel": channel_id},
             answer={"members": list_of(_MEMBER, PEERS_MAX)},
         ),
-        # Have you this content? A claim: `pinned` says that you hashed all of it yourself.
+        # Have you this content? A claim: `pinned` says that you hashed all of it yourself; if not,
+        # `chunks` tells which parts of it you have.
         "have": Operation(
             request=_WHERE,
-            answer={"size": integer(0, SIZE_BYTES_MAX), "root": _HASH, "pinned": _boolean},
+            answer={"size": integer(0, SIZE_BYTES_MAX), "root": _HASH, "pinned": boolean},
         ),
         "root": Operation(
             request=_WHAT,
@@ -207,13 +122,18 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             request={**_WHAT, "number": integer(0, ROOT_PAGES_MAX - 1)},
             answer={"page": bytes_of(HASH_BYTES, HASH_BYTES * PAGE_CHUNKS_MAX)},
         ),
+        # Which chunks of page `number` have you? Bit i % 8 of byte i // 8 is the page's chunk i.
+        "chunks": Operation(
+            request={**_WHAT, "number": integer(0, ROOT_PAGES_MAX - 1)},
+            answer={"chunks": bytes_of(1, PAGE_CHUNKS_MAX // 8)},
+        ),
         # First bytes of the SHA-1s of what I hold, and of what I hold no more, in a channel. Told
         # again whenever it changes; `reset` says that nothing told before counts.
         "announce": Operation(
             request={
-                "channel": _channel,
+                "channel": channel_id,
                 "seq": integer(0, SEQUENCE_MAX),
-                "reset": _boolean,
+                "reset": boolean,
                 "add": _PREFIXES,
                 "drop": _PREFIXES,
             },
@@ -226,10 +146,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         ),
         # What I know of who belongs to an owned channel; the answer is what you know. Told
         # again whenever it changes.
-        "history": Operation(request={"channel": _channel, **_HISTORY}, answer=_HISTORY),
+        "history": Operation(request={"channel": channel_id, **_HISTORY}, answer=_HISTORY),
         # The entries of your history of an owned channel, from `first` on, as many as fit.
         "entries": Operation(
-            request={"channel": _channel, "first": integer(0, CHANNEL_ENTRIES_MAX)},
+            request={"channel": channel_id, "first": integer(0, CHANNEL_ENTRIES_MAX)},
             answer={"entries": list_of(bytes_of(1, ENTRIES_ANSWER_BYTES), ENTRIES_ANSWER_MAX)},
         ),
         # An admin asks the keeper for a change (a signed request, PROTOCOL.md, "Changes").
@@ -240,8 +160,8 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         # An owned channel goes on as another one, whose `entries` you may read.
         "succession": Operation(
             request={
-                "channel": _channel,
-                "successor": _channel,
+                "channel": channel_id,
+                "successor": channel_id,
                 "head": bytes_of(HEAD_BYTES, HEAD_BYTES),
             },
             answer={},
@@ -266,9 +186,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             },
             answer={},
         ),
+        **FEED_OPERATIONS,
         "ping": Operation(request={}, answer={}),
         # I no longer serve this channel, and ask nothing in it.
-        "leave": Operation(request={"channel": _channel}, answer={}),
+        "leave": Operation(request={"channel": channel_id}, answer={}),
         # `count` chunks from `first` on; the answer's fields are those of each chunk.
         "range": Operation(
             request={
@@ -277,6 +198,16 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
                 "count": integer(1, RANGE_CHUNKS_MAX),
             },
             answer={"number": integer(0, CHUNKS_MAX - 1), "data": bytes_of(1, CHUNK_BYTES)},
+            stream="data",
+        ),
+        # Many small blobs (`batches`); the answer's fields are those of each of its frames.
+        "batch": Operation(
+            request={
+                "channel": channel_id,
+                "contents": packed(CONTENT_BYTES, BATCH_CONTENTS_MAX),
+                "bytes_max": integer(CHUNK_BYTES, BATCH_ANSWER_BYTES_MAX),
+            },
+            answer={"pieces": bytes_of(1, BATCH_PIECES_BYTES_MAX), "last": boolean},
             stream="data",
         ),
     }
@@ -320,26 +251,3 @@ def failure(code: str, text: str = "") -> Message:
 def fit_reason(text: str) -> str:
     """`text` made short and printable enough to be sent as a reason."""
     return "".join(c if c.isprintable() else "?" for c in text[:REASON_CHARS_MAX])
-
-
-def check_message(what: str, fields: Fields, body: object) -> Message:
-    """The fields of `body`, or ProtocolError that begins with `what`."""
-    try:
-        return check_fields(fields, body)
-    except WrongValueError as wrong:
-        raise ProtocolError(f"{what}: {wrong}") from None
-
-
-def check_fields(fields: Fields, body: object) -> Message:
-    """The fields of `body`, or WrongValueError naming the first that is missing or wrong."""
-    if not isinstance(body, dict):
-        raise WrongValueError("expected a map")
-    found = {}
-    for name, check in fields.items():
-        if name not in body:
-            raise WrongValueError(f"{name} is missing")
-        try:
-            found[name] = check(body[name])
-        except WrongValueError as wrong:
-            raise WrongValueError(f"{name}: {wrong}") from None
-    return found

@@ -20,8 +20,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from kachery_p2p.errors import DaemonProtocolError, KacheryError, by_name
-from kachery_p2p.limits import PEERS_MAX, SHARED_PAGE_MAX, TEXT_CHARS_MAX
+from kachery_p2p.limits import (
+    LOAD_MANY_FAILED_MAX,
+    LOAD_MANY_MAX,
+    PEERS_MAX,
+    SHARED_PAGE_MAX,
+    TEXT_CHARS_MAX,
+)
 from kachery_p2p.wire.channel_operations import CHANNEL_OPERATIONS
+from kachery_p2p.wire.feed_operations import FEED_OPERATIONS
 from kachery_p2p.wire.fields import (
     CHANNELS,
     CONTENT,
@@ -36,6 +43,7 @@ from kachery_p2p.wire.fields import (
     TEXT,
     Field,
     Fields,
+    Kind,
     hexadecimal,
     integer,
     list_of,
@@ -99,24 +107,81 @@ _PEER = record(
         "address": optional(TEXT),
     }
 )
+# One source of a transfer. A guest is told neither who it is nor its name.
+_SOURCE = record(
+    {
+        "node_id": optional(NODE),
+        "name": optional(TEXT),
+        "channel": optional(NAME),
+        # "serving", "late", "left", "stalled" or "lied".
+        "state": Field(NAME),
+        "rate": Field(RATE),
+        "bytes": Field(SIZE),
+        "wasted": Field(SIZE),
+    }
+)
+# What a progress map may hold. All may be missing: the empty map says "alive".
+PROGRESS: Fields = {
+    # "asking" (for members that have it), "fetching", "hashing", "finishing", "storing".
+    "phase": optional(NAME),
+    # What there is to wait for when nothing comes.
+    "waiting_for": optional(TEXT),
+    # Bytes that are here, verified, those of an earlier run (`reused`) among them; in all.
+    "bytes": optional(SIZE),
+    "size": optional(SIZE),
+    "reused": optional(SIZE),
+    # Bytes that came for nothing: twice, or wrong.
+    "wasted": optional(SIZE),
+    # Bytes a second, as of late, and the seconds left at this rate.
+    "rate": optional(RATE),
+    "eta_s": optional(SECONDS),
+    # Of many files at once: those that are here, and all.
+    "files": optional(COUNT),
+    "files_total": optional(COUNT),
+    # The names of those who serve now; everybody who served, and what each brought.
+    "sources": optional(list_of(TEXT, PEERS_MAX)),
+    "by_source": optional(list_of(_SOURCE, PEERS_MAX)),
+    # As `bytes`, for older clients.
+    "verified": optional(SIZE),
+}
 _LOAD = record(
     {
         "content": Field(CONTENT),
+        "root": optional(ROOT),
+        **PROGRESS,
         "bytes": Field(SIZE),
-        "size": optional(SIZE),
         "rate": Field(RATE),
         "sources": Field(list_of(TEXT)),
     }
 )
+# A member that was given chunks within the last minute.
+_SERVING = record(
+    {
+        "node_id": Field(NODE),
+        "label": optional(TEXT),
+        "bytes": Field(SIZE),
+        "rate": Field(RATE),
+    }
+)
+# How fast chunks go: the limits (None: none) and the present rates in bytes a second, and the bytes
+# since the start, as they went through the line.
+_PACE = record(
+    {
+        "max_upload": optional(SIZE),
+        "max_download": optional(SIZE),
+        "upload": Field(RATE),
+        "download": Field(RATE),
+        "uploaded": Field(SIZE),
+        "downloaded": Field(SIZE),
+    }
+)
+# Why one of many files is not in the store, and its place among them.
+_FAILED = record(
+    {"place": Field(COUNT), "name": Field(NAME), "message": Field(TEXT), "hint": optional(TEXT)}
+)
+_ROOT_OR_NONE = Kind("a root or empty", lambda v: v == "" or ROOT.fits(v))
 _PROVIDER = record({"node_id": Field(NODE), "label": optional(TEXT), "channel": optional(NAME)})
 
-# What a progress map may hold. All may be missing: the empty map says "alive".
-PROGRESS: Fields = {
-    "bytes": optional(SIZE),
-    "size": optional(SIZE),
-    "sources": optional(list_of(TEXT, PEERS_MAX)),
-    "verified": optional(SIZE),
-}
 
 _TABLE = (
     Operation(
@@ -150,6 +215,8 @@ _TABLE = (
             "pending_shares": Field(COUNT),
             # Chunks given to members since the start; what was fetched is in `loads` while it runs.
             "bytes_served": Field(COUNT),
+            "serving": optional(list_of(_SERVING)),
+            "pace": optional(_PACE),
             "problems": Field(list_of(TEXT)),
         },
         needs=_ALL,
@@ -160,6 +227,20 @@ _TABLE = (
         "load",
         {**_CONTENT_AND_ROOT, **_SOURCES},
         {"path": Field(TEXT), "size": Field(SIZE), "root": optional(ROOT)},
+        needs=_ALL,
+        streams=True,
+    ),
+    Operation(
+        # Many files, small ones in batches; `roots` of all of them, if any is known, "" for others.
+        # `timeout_s` is for each. The first `answered` of them are in the store now, but for those
+        # that failed; the rest is to be asked for again.
+        "load_many",
+        {
+            "contents": Field(list_of(CONTENT, LOAD_MANY_MAX)),
+            "roots": optional(list_of(_ROOT_OR_NONE, LOAD_MANY_MAX)),
+            **_SOURCES,
+        },
+        {"answered": Field(COUNT), "failed": Field(list_of(_FAILED, LOAD_MANY_FAILED_MAX))},
         needs=_ALL,
         streams=True,
     ),
@@ -175,7 +256,13 @@ _TABLE = (
         # `timeout_s` 0 asks this node's own store only.
         "find",
         {**_CONTENT_AND_ROOT, **_SOURCES},
-        {"local": Field(FLAG), "size": optional(SIZE), "providers": Field(list_of(_PROVIDER))},
+        {
+            "local": Field(FLAG),
+            "size": optional(SIZE),
+            # Verified here if it is `local`; else what the best of the providers claims.
+            "root": optional(ROOT),
+            "providers": Field(list_of(_PROVIDER)),
+        },
         needs=_ALL,
     ),
     Operation(
@@ -228,7 +315,7 @@ _TABLE = (
 )
 
 OPERATIONS: Mapping[str, Operation] = {
-    operation.name: operation for operation in (*_TABLE, *CHANNEL_OPERATIONS)
+    operation.name: operation for operation in (*_TABLE, *CHANNEL_OPERATIONS, *FEED_OPERATIONS)
 }
 
 

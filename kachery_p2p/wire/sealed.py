@@ -17,6 +17,7 @@ Pure: the time is given (seconds of any clock), the buffers are the caller's.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from kachery_p2p.errors import PeerGoneError, ProtocolError
@@ -36,7 +37,9 @@ RANDOM_BYTES = 32
 HELLO_BYTES = len(MAGIC) + TICKET_BYTES
 
 HEADER_BYTES = 12
+_HEADER = struct.Struct(">BBHII")
 TAG_BYTES = 16
+_NONCE_BYTES = 12
 # What a frame has besides its payload.
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 SEALED_BYTES_MAX = OVERHEAD_BYTES + BULK_PAYLOAD_BYTES_MAX
@@ -124,21 +127,20 @@ class FrameHeader(NamedTuple):
         assert 0 <= self.flags <= 255
         assert 0 <= self.request <= _REQUEST_MAX
         assert 0 <= self.length <= BULK_PAYLOAD_BYTES_MAX
-        start = bytes((self.kind, self.flags, 0, 0))
-        return start + self.request.to_bytes(4, "big") + self.length.to_bytes(4, "big")
+        return _HEADER.pack(self.kind, self.flags, 0, self.request, self.length)
 
     @classmethod
     def decode(cls, header: Buffer) -> FrameHeader:
         """The header in HEADER_BYTES bytes, its length within bounds, or ProtocolError."""
         assert len(header) == HEADER_BYTES
-        if header[2] or header[3]:
+        kind, flags, reserved, request, length = _HEADER.unpack(header)
+        if reserved:
             raise ProtocolError("a bulk frame with its reserved bytes set")
-        length = int.from_bytes(header[8:12], "big")
         if length > BULK_PAYLOAD_BYTES_MAX:
             raise ProtocolError(
                 f"a bulk frame of {length} bytes, of at most {BULK_PAYLOAD_BYTES_MAX}"
             )
-        return cls(header[0], header[1], int.from_bytes(header[4:8], "big"), length)
+        return cls(kind, flags, request, length)
 
     @property
     def sealed_length(self) -> int:
@@ -162,7 +164,7 @@ class _Count:
         )
 
     def next_nonce(self, length: int) -> bytes:
-        nonce = bytes(4) + self.frames.to_bytes(8, "big")
+        nonce = self.frames.to_bytes(_NONCE_BYTES, "big")
         self.frames += 1
         self.bytes += length
         return nonce
@@ -210,7 +212,10 @@ class Opener:
     """Opens the frames of one direction, until one does not open."""
 
     def __init__(self, key: bytes, cipher: int, now: float) -> None:
+        from cryptography.exceptions import InvalidTag
+
         self._aead = _aead(key, cipher)
+        self._does_not_open = InvalidTag
         self._count = _Count(now)
         self._poisoned = False
 
@@ -242,12 +247,10 @@ class Opener:
         return length
 
     def _open(self, header: bytes, sealed: Buffer, payload: memoryview) -> None:
-        from cryptography.exceptions import InvalidTag
-
         nonce = self._count.next_nonce(len(payload))
         try:
             self._aead.decrypt_into(nonce, sealed, header, payload)
-        except InvalidTag:
+        except self._does_not_open:
             payload[:] = bytes(len(payload))
             raise ProtocolError("a frame that does not open") from None
 

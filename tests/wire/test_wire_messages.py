@@ -10,6 +10,9 @@ from kachery_p2p.errors import ProtocolError
 from kachery_p2p.limits import (
     ADDRESSES_PER_NODE_MAX,
     ANNOUNCE_PREFIXES_MAX,
+    BATCH_ANSWER_BYTES_MAX,
+    BATCH_CONTENTS_MAX,
+    BATCH_PIECES_BYTES_MAX,
     CHANGE_BYTES_MAX,
     CHUNK_BYTES,
     ENTRIES_ANSWER_BYTES,
@@ -31,6 +34,7 @@ from kachery_p2p.wire.messages import (
     check_request,
     failure,
 )
+from tests.wire.test_wire_feed_messages import FEED_ANSWERS, FEED_REQUESTS, FEED_WRONG
 
 CHANNEL, CONTENT, ROOT = "0f" * 32, b"c" * 20, b"r" * 32
 WHAT = {"channel": CHANNEL, "content": CONTENT, "root": ROOT}
@@ -43,6 +47,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "have": {"channel": CHANNEL, "content": CONTENT},
     "root": WHAT,
     "page": {**WHAT, "number": 3},
+    "chunks": {**WHAT, "number": 3},
     "announce": {"channel": CHANNEL, "seq": 3, "reset": True, "add": b"12345678", "drop": b""},
     "holders": {"channel": CHANNEL, "content": CONTENT},
     "history": {"channel": CHANNEL, **NEWS},
@@ -54,6 +59,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "ping": {},
     "leave": {"channel": CHANNEL},
     "range": {**WHAT, "first": 0, "count": 4},
+    "batch": {"channel": CHANNEL, "contents": CONTENT * 3, "bytes_max": 4 << 20},
+    **FEED_REQUESTS,
 }
 ANSWERS: dict[str, dict[str, Any]] = {
     "introduce": ME,
@@ -61,6 +68,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "have": {"size": 1 << 44, "root": ROOT, "pinned": False},
     "root": {"object": bytes(524_328)},
     "page": {"page": bytes(32 << 10)},
+    "chunks": {"chunks": bytes(128)},
     "announce": {},
     "holders": {"nodes": [b"n" * 32]},
     "history": NEWS,
@@ -72,6 +80,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "ping": {},
     "leave": {},
     "range": {"number": 0, "data": b"x"},
+    "batch": {"pieces": b"p", "last": True},
+    **FEED_ANSWERS,
 }
 WRONG: dict[str, list[Any]] = {
     "channel": ["0f" * 31, "0F" * 32, "0g" * 32, b"0f" * 32, "٠" * 64, "0f" * 33],
@@ -113,7 +123,16 @@ WRONG: dict[str, list[Any]] = {
     "object": [b"x" * 39, bytes(524_329), "x" * 40],
     "page": [b"", b"x" * 31, bytes((32 << 10) + 1)],
     "data": [b"", bytes(CHUNK_BYTES + 1), "x"],
+    "chunks": [b"", bytes(129), "x", 1],
+    "contents": [b"c" * 19, b"c" * 20 * (BATCH_CONTENTS_MAX + 1), "c" * 20, [b"c" * 20]],
+    "bytes_max": [CHUNK_BYTES - 1, BATCH_ANSWER_BYTES_MAX + 1, True, None],
+    "pieces": [b"", bytes(BATCH_PIECES_BYTES_MAX + 1), "p"],
+    "last": [0, 1, None],
 }
+
+
+def wrong_of(op: str) -> dict[str, list[Any]]:
+    return FEED_WRONG if op in FEED_REQUESTS else WRONG
 
 
 def stream_of(op: str) -> str:
@@ -125,7 +144,7 @@ def test_the_tests_know_every_operation_and_field() -> None:
     for op, operation in OPERATIONS.items():
         assert set(REQUESTS[op]) == set(operation.request)
         assert set(ANSWERS[op]) == set(operation.answer)
-        assert set(operation.request) | set(operation.answer) <= set(WRONG)
+        assert set(operation.request) | set(operation.answer) <= set(wrong_of(op))
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -147,7 +166,7 @@ def test_a_missing_or_wrong_field_is_named(op: str) -> None:
         for name in body:
             with pytest.raises(ProtocolError, match=f"{name} is missing"):
                 check({key: value for key, value in body.items() if key != name})
-            for wrong in WRONG[name]:
+            for wrong in wrong_of(op)[name]:
                 with pytest.raises(ProtocolError, match=f"{name}: "):
                     check({**body, name: wrong})
 
