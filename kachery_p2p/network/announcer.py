@@ -33,7 +33,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.allowance import Allowance, TokenBucket
 from kachery_p2p.network.catalogue import Telling
-from kachery_p2p.network.holdings import Holdings
+from kachery_p2p.network.holdings import Holdings, Loading
 from kachery_p2p.network.providers import Delta, Providers, in_turn
 from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
@@ -62,9 +62,11 @@ class Announcer:
         grants: Grants,
         holds: Callable[[ContentHash], bool],
         node_id: NodeId,
+        loading: Loading = lambda channel: (),
     ) -> None:
+        """`loading`: what this node is loading in a channel, and passes on already."""
         self.providers = Providers(node_id)
-        self.holdings = Holdings(grants, holds)
+        self.holdings = Holdings(grants, holds, loading=loading)
         self._sessions = sessions
         self._grants = grants
         self._node_id = node_id
@@ -90,7 +92,7 @@ class Announcer:
 
     def announced(self, content: ContentHash, channel: str) -> list[NodeId]:
         """Who announced the content in the channel to this node, in an order of its own."""
-        return in_turn(content, self.providers.holders(content, channel))
+        return in_turn(content, self.providers.holders(content, channel), self._node_id)
 
     def keepers(self, content: ContentHash, channel: str) -> tuple[NodeId, ...]:
         """The index members who know who holds the content; none in a channel without index."""
@@ -145,7 +147,8 @@ class Announcer:
         content, channel = ContentHash.of_raw(body["content"]), body["channel"]
         if not session.may(channel, READ):
             raise PeerRefusedError("not available in this channel")
-        found = [node for node in self.announced(content, channel) if node != session.peer]
+        holders = self.providers.holders(content, channel) - {session.peer}
+        found = in_turn(content, holders, session.peer)
         if self._sessions.may(channel, PROVIDE) and self._grants.is_granted(content, channel):
             found.insert(0, self._node_id)
         return {"nodes": [node.raw for node in found[:INDEX_NAMES_MAX]]}

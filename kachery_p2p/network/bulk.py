@@ -49,6 +49,7 @@ from kachery_p2p.network.bulk_serving import BulkServing, Serve
 from kachery_p2p.network.bulk_socket import BulkSocket
 from kachery_p2p.network.bulk_tickets import Ticket, Tickets
 from kachery_p2p.network.doorkeeper import Doorkeeper
+from kachery_p2p.network.pace import Pace
 from kachery_p2p.network.sockets import ip_of, keep_alive, listen_on
 from kachery_p2p.wire.sealed import (
     AES_256_GCM,
@@ -73,11 +74,13 @@ async def open_bulk_plane(
     *,
     advertised_port: int | None = None,
     stall_s: float = STALL_S_MAX,
+    pace: Pace | None = None,
 ) -> AsyncIterator[BulkPlane]:
     """This node's bulk plane, listening on each (host, port); port 0 takes a free one.
 
     Of several ports the first is told to others. With no place to listen on it still
-    dials, and is never dialled. `serve` judges each request when it is served. Leaving
+    dials, and is never dialled. `serve` judges each request when it is served, `pace` says
+    how fast chunks go (None: as fast as they can). Leaving
     ends every connection and waits for its thread.
     An exception of the block comes out in an ExceptionGroup (trio's nursery). Raises
     AddressInUseError and ConfigError.
@@ -86,7 +89,8 @@ async def open_bulk_plane(
     try:
         async with trio.open_nursery() as nursery:
             port = listeners[0].socket.getsockname()[1] if listeners else 0
-            plane = BulkPlane(node_id, serve, nursery, advertised_port or port, stall_s)
+            pace = pace or Pace.limited()
+            plane = BulkPlane(node_id, serve, nursery, advertised_port or port, stall_s, pace)
             if listeners:
                 nursery.start_soon(_listen, plane, listeners, nursery)
             try:
@@ -111,13 +115,20 @@ class BulkPlane:
     """
 
     def __init__(
-        self, node_id: NodeId, serve: Serve, nursery: trio.Nursery, port: int, stall_s: float
+        self,
+        node_id: NodeId,
+        serve: Serve,
+        nursery: trio.Nursery,
+        port: int,
+        stall_s: float,
+        pace: Pace,
     ) -> None:
         self.port = port
         self._node_id = node_id
         self._serve = serve
         self._nursery = nursery
         self._stall_s = stall_s
+        self._pace = pace
         self._cipher = preferred_cipher()
         self._tickets = Tickets(trio.current_time)
         self._door: Doorkeeper[trio.CancelScope] = Doorkeeper()
@@ -262,6 +273,14 @@ class BulkPlane:
         serving = (one for one in self._connections if isinstance(one, BulkServing))
         return self._ended_sent + sum(one.bytes_sent for one in serving)
 
+    def sent_to(self) -> dict[NodeId, int]:
+        """Bytes of chunks sent on the connections that are open, by node."""
+        sent: dict[NodeId, int] = {}
+        for one in self._connections:
+            if isinstance(one, BulkServing):
+                sent[one.peer] = sent.get(one.peer, 0) + one.bytes_sent
+        return sent
+
     @property
     def bytes_received(self) -> int:
         """Bytes of chunks received since the plane was opened."""
@@ -308,9 +327,12 @@ class BulkPlane:
             raise
         connection: BulkConnection | BulkServing
         if greeted.ticket.asked:
-            connection = BulkConnection(greeted, wire, self._buffers.share())
+            lane = self._pace.down.lane(greeted.ticket.peer)
+            connection = BulkConnection(greeted, wire, self._buffers.share(), lane)
         else:
-            connection = BulkServing(greeted, wire, self._served_buffers.share(), self._serve)
+            lane = self._pace.up.lane(greeted.ticket.peer)
+            share = self._served_buffers.share()
+            connection = BulkServing(greeted, wire, share, self._serve, lane)
         alike = [one for one in self._connections if type(one) is type(connection)]
         of_peer = [one for one in alike if one.peer == connection.peer]
         if len(of_peer) >= BULK_CONNECTIONS_PER_PEER_MAX:

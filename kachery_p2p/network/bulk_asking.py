@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from mmap import mmap
+from typing import Protocol
 
 import trio
 
@@ -28,12 +29,13 @@ from kachery_p2p.limits import BULK_REQUESTS_MAX, STREAM_IDLE_S_MAX
 from kachery_p2p.network.bulk_buffers import PAYLOAD_AT, Piece, Share
 from kachery_p2p.network.bulk_greeting import Greeted
 from kachery_p2p.network.bulk_socket import BulkSocket
+from kachery_p2p.network.pace import Lane
 from kachery_p2p.network.session import error_of
+from kachery_p2p.wire.batches import BulkBatch, DueBatch, Told
 from kachery_p2p.wire.bulk_messages import (
     CANCEL,
     DATA,
     END,
-    PIECE_HEADER_BYTES,
     REQUEST,
     REQUEST_NUMBER_MAX,
     URGENT,
@@ -41,21 +43,32 @@ from kachery_p2p.wire.bulk_messages import (
     DueChunks,
     check_server_header,
     read_failure,
-    read_piece_header,
 )
 from kachery_p2p.wire.sealed import HEADER_BYTES, FrameHeader
 
 log = logging.getLogger(__name__)
 
 Sink = Callable[[Piece], None]
+# Gets the pieces of a frame of a batch, whose bytes are there only until it returns.
+BatchSink = Callable[[list[Told]], None]
+
+
+class _Due(Protocol):
+    """What of an answer has not come."""
+
+    @property
+    def may_end(self) -> bool: ...
+
+    def receive(self, payload: memoryview) -> tuple[int, int]: ...
 
 
 class _Asked:
     """A request whose END has not come."""
 
-    def __init__(self, wanted: BulkRange, sink: Sink) -> None:
-        self.due = DueChunks(wanted)
+    def __init__(self, due: _Due, sink: Sink) -> None:
+        self.due = due
         self.sink = sink
+        self.urgent = False
         self.done = trio.Event()
         self.error: Exception | None = None
         # Nobody waits for it any more: what still comes is dropped.
@@ -67,12 +80,13 @@ class _Asked:
 class BulkConnection:
     """A connection to `peer` on which we ask for chunks."""
 
-    def __init__(self, greeted: Greeted, wire: BulkSocket, share: Share) -> None:
+    def __init__(self, greeted: Greeted, wire: BulkSocket, share: Share, lane: Lane) -> None:
         self.peer: NodeId = greeted.ticket.peer
         self.bytes_received = 0
         self.closed = trio.Event()
         self._wire = wire
         self._share = share
+        self._lane = lane
         self._sealer = greeted.sealer
         self._opener = greeted.opener
         self._requests_max = min(BULK_REQUESTS_MAX, greeted.requests_max)
@@ -92,6 +106,11 @@ class BulkConnection:
         now = time.monotonic()
         retired = self._opener.retired(now) or self._sealer.retired(now)
         return self._error is None and not retired
+
+    @property
+    def error(self) -> PeerError | None:
+        """Why it ended; None while it is open."""
+        return self._error
 
     @property
     def idle(self) -> bool:
@@ -115,8 +134,24 @@ class BulkConnection:
         Raises PeerRefusedError, PeerBusyError or PeerError as the peer says;
         PeerTimeoutError, PeerGoneError and ProtocolError when the connection has ended.
         """
-        asked = _Asked(wanted, sink)
-        number = await self._ask(asked, wanted, URGENT if urgent else 0)
+        await self._fetch(wanted.encode(), _Asked(DueChunks(wanted), sink), urgent)
+
+    async def fetch_batch(self, wanted: BulkBatch, sink: BatchSink) -> None:
+        """Have `sink` called, in a thread, with the pieces of each frame that answers `wanted`.
+
+        The answer may end before all of them came; for the rest see `fetch`.
+        """
+        due = DueBatch(wanted)
+
+        def take(piece: Piece) -> None:
+            sink(due.pieces)
+            piece.release()
+
+        await self._fetch(wanted.encode(), _Asked(due, take), False)
+
+    async def _fetch(self, payload: bytes, asked: _Asked, urgent: bool) -> None:
+        asked.urgent = urgent
+        number = await self._ask(asked, payload, URGENT if urgent else 0)
         try:
             await asked.done.wait()
         finally:
@@ -125,8 +160,7 @@ class BulkConnection:
         if asked.error is not None:
             raise asked.error
 
-    async def _ask(self, asked: _Asked, wanted: BulkRange, flags: int) -> int:
-        payload = wanted.encode()
+    async def _ask(self, asked: _Asked, payload: bytes, flags: int) -> int:
         while True:
             with self._lock:
                 if self._error is not None:
@@ -179,6 +213,7 @@ class BulkConnection:
         with self._lock:
             self._error = self._error or PeerGoneError("the bulk connection was closed")
         self._share.close()
+        self._lane.close()
         self._wire.shut()
 
     # --- the thread ---------------------------------------------------------------------------
@@ -251,29 +286,24 @@ class BulkConnection:
     def _receive_chunk(self, found: FrameHeader, header: memoryview, asked: _Asked) -> None:
         sealed, opened = self._share.take(2)
         try:
-            piece = self._open_chunk(found, header, sealed, opened)
+            piece = self._open_chunk(found, header, sealed, opened, asked)
         except BaseException:
             self._share.give_back(opened)
             raise
         finally:
             self._share.give_back(sealed)
-        try:
-            asked.due.came(piece.number)
-        except ProtocolError:
-            piece.release()
-            raise
         self._hand_on(found.request, asked, piece)
 
     def _open_chunk(
-        self, found: FrameHeader, header: memoryview, sealed: mmap, opened: mmap
+        self, found: FrameHeader, header: memoryview, sealed: mmap, opened: mmap, asked: _Asked
     ) -> Piece:
         received = memoryview(sealed)[: found.sealed_length]
-        self._wire.receive_all(received)
+        self._lane.move(received, self._wire.receive_all, urgent=asked.urgent)
         payload = memoryview(opened)[PAYLOAD_AT : PAYLOAD_AT + found.length]
         self._opener.open_into(header, received, payload, time.monotonic())
-        number, length = read_piece_header(payload)
-        self.bytes_received += length
-        return Piece(number, payload[PIECE_HEADER_BYTES:], opened, self._share)
+        number, begins = asked.due.receive(payload)
+        self.bytes_received += found.length - begins
+        return Piece(number, payload[begins:], opened, self._share)
 
     def _hand_on(self, number: int, asked: _Asked, piece: Piece) -> None:
         with self._lock:
@@ -303,7 +333,7 @@ class BulkConnection:
 
     def _end_request(self, found: FrameHeader, payload: bytes, asked: _Asked) -> None:
         if found.kind == END:
-            if not asked.due.complete and not asked.dropped:
+            if not asked.due.may_end and not asked.dropped:
                 raise ProtocolError("the end of an answer before all of its chunks")
         elif asked.error is None:
             asked.error = error_of(*read_failure(payload))

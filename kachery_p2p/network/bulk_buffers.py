@@ -32,7 +32,10 @@ class Buffers:
     def __init__(
         self, count_max: int = BULK_BUFFERS_MAX, kept_max: int = BULK_BUFFERS_KEPT_MAX
     ) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # How many wait for one: telling nobody costs more than giving a buffer back.
+        self._waiting = 0
         self._left = count_max
         self._kept_max = kept_max
         self._free: list[mmap] = []
@@ -63,18 +66,27 @@ class Share:
         `wait_s`, PeerGoneError once the share is closed.
         """
         assert count <= self._count_max
-        deadline = time.monotonic() + wait_s
         pool = self._buffers
-        with pool._changed:
-            while not self._closed and not self._room_for(count):
-                left = deadline - time.monotonic()
-                if left <= 0 or not pool._changed.wait(left):
-                    raise PeerBusyError("this computer cannot keep up: no buffer became free")
+        with pool._lock:
+            if not self._room_for(count):
+                self._wait_for_room(count, wait_s)
             if self._closed:
                 raise PeerGoneError("the bulk connection was closed")
             self._held += count
             pool._left -= count
             return [pool._free.pop() if pool._free else self._new() for _ in range(count)]
+
+    def _wait_for_room(self, count: int, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        pool = self._buffers
+        pool._waiting += 1
+        try:
+            while not self._closed and not self._room_for(count):
+                left = deadline - time.monotonic()
+                if left <= 0 or not pool._changed.wait(left):
+                    raise PeerBusyError("this computer cannot keep up: no buffer became free")
+        finally:
+            pool._waiting -= 1
 
     def _room_for(self, count: int) -> bool:
         return count <= self._buffers._left and self._held + count <= self._count_max
@@ -86,12 +98,13 @@ class Share:
     def give_back(self, buffer: mmap) -> None:
         """The buffer is nobody's any more; also after `close`."""
         pool = self._buffers
-        with pool._changed:
+        with pool._lock:
             self._held -= 1
             pool._left += 1
             if len(pool._free) < pool._kept_max:
                 pool._free.append(buffer)
-            pool._changed.notify_all()
+            if pool._waiting:
+                pool._changed.notify_all()
 
     def close(self) -> None:
         """Wake whoever waits: no buffer is given out any more."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from mmap import mmap
 from typing import Protocol
@@ -21,6 +22,7 @@ from kachery_p2p.content.manifests import chunk_count, chunk_length
 from kachery_p2p.errors import PeerBusyError, PeerError, PeerGoneError, ProtocolError
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
+    BATCH_PIECES_BYTES_MAX,
     BULK_REQUEST_BYTES_MAX,
     BULK_REQUESTS_MAX,
     BULK_SERVE_S_MAX,
@@ -30,7 +32,9 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.bulk_buffers import PAYLOAD_AT, Share
 from kachery_p2p.network.bulk_greeting import Greeted
 from kachery_p2p.network.bulk_socket import BulkSocket
+from kachery_p2p.network.pace import Lane
 from kachery_p2p.network.session import code_of
+from kachery_p2p.wire.batches import BulkBatch
 from kachery_p2p.wire.bulk_messages import (
     DATA,
     END,
@@ -70,19 +74,49 @@ class Served(Protocol):
         """The request has ended, one way or the other. Called once, in a thread."""
 
 
-# Judges one request when it is served; raises PeerRefusedError or PeerBusyError. Called in trio.
-Serve = Callable[[NodeId, BulkRange], Awaitable[Served]]
+class ServedBatch(ABC):
+    """Small blobs that are being served for one request. Used in a thread."""
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """True if nothing more is to be answered."""
+
+    @abstractmethod
+    def fill(self, payload: memoryview) -> int:
+        """Write the next pieces into it, as many as fit and one at least; how many bytes."""
+
+    @abstractmethod
+    def revoked(self) -> bool:
+        """As of `Served`; asked before each frame."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """As of `Served`."""
+
+
+Asked = BulkRange | BulkBatch
+# Judges one request when it is served: a Served for a range, a ServedBatch for a batch. Raises
+# PeerRefusedError or PeerBusyError. Called in trio.
+Serve = Callable[[NodeId, Asked], Awaitable[Served | ServedBatch]]
 
 
 class _Request:
     """A request that is not answered in full."""
 
-    def __init__(self, number: int, wanted: BulkRange, *, urgent: bool) -> None:
+    def __init__(self, number: int, wanted: Asked, *, urgent: bool) -> None:
         self.number = number
         self.wanted = wanted
         self.urgent = urgent
-        self.next = wanted.first
-        self.served: Served | None = None
+        # The next chunk of a range.
+        self.next = wanted.first if isinstance(wanted, BulkRange) else 0
+        self.served: Served | ServedBatch | None = None
+
+    @property
+    def answered(self) -> bool:
+        if isinstance(self.wanted, BulkRange):
+            return self.next == self.wanted.end
+        return isinstance(self.served, ServedBatch) and self.served.finished
 
     def close(self) -> None:
         served, self.served = self.served, None
@@ -93,12 +127,15 @@ class _Request:
 class BulkServing:
     """A connection to `peer` on which we answer requests."""
 
-    def __init__(self, greeted: Greeted, wire: BulkSocket, share: Share, serve: Serve) -> None:
+    def __init__(
+        self, greeted: Greeted, wire: BulkSocket, share: Share, serve: Serve, lane: Lane
+    ) -> None:
         self.peer: NodeId = greeted.ticket.peer
         self.bytes_sent = 0
         self._wire = wire
         self._share = share
         self._serve = serve
+        self._lane = lane
         self._sealer = greeted.sealer
         self._opener = greeted.opener
         self._requests: dict[int, _Request] = {}
@@ -122,6 +159,7 @@ class BulkServing:
     def shut(self) -> None:
         """End the connection: the thread ends soon. Harmless twice."""
         self._share.close()
+        self._lane.close()
         self._wire.shut()
 
     def ended(self) -> None:
@@ -182,7 +220,7 @@ class BulkServing:
         if request is not None:
             self._finish(request, END, b"")
 
-    def _enter(self, header: FrameHeader, wanted: BulkRange) -> None:
+    def _enter(self, header: FrameHeader, wanted: Asked) -> None:
         if header.request <= self._last_number:
             raise ProtocolError("a request with the number of another one")
         if len(self._requests) >= BULK_REQUESTS_MAX:
@@ -196,25 +234,26 @@ class BulkServing:
         waiting = self._requests.values()
         request = next((one for one in waiting if one.urgent), None) or next(iter(waiting))
         try:
-            self._send_chunk(request, self._opened(request))
+            served = self._opened(request)
+            with self._lane.chunk(urgent=request.urgent):
+                self._send_chunk(request, served)
         except _CannotServe as failure:
             self._finish(request, FAILURE, failure.payload)
             return
-        if request.next == request.wanted.end:
+        if request.answered:
             self._finish(request, END, b"")
 
-    def _opened(self, request: _Request) -> Served:
+    def _opened(self, request: _Request) -> Served | ServedBatch:
         """What the request is served from. Raises _CannotServe for one that is not (any more)."""
         if request.served is None:
             request.served = self._judged(request.wanted)
-            if request.wanted.end > chunk_count(request.served.size):
-                raise _CannotServe(REFUSED)
-            _read_ahead(request)
+            if isinstance(request.wanted, BulkRange):
+                _begin_range(request.wanted, request.served)
         if request.served.revoked():
             raise _CannotServe(REFUSED)
         return request.served
 
-    def _judged(self, wanted: BulkRange) -> Served:
+    def _judged(self, wanted: Asked) -> Served | ServedBatch:
         try:
             return trio.from_thread.run(self._judge_in_time, wanted)
         except PeerError as error:
@@ -222,20 +261,24 @@ class BulkServing:
         except trio.RunFinishedError:
             raise PeerGoneError("this node is stopping") from None
 
-    async def _judge_in_time(self, wanted: BulkRange) -> Served:
+    async def _judge_in_time(self, wanted: Asked) -> Served | ServedBatch:
         with trio.move_on_after(BULK_SERVE_S_MAX):
             return await self._serve(self.peer, wanted)
         raise PeerBusyError("did not find it in time")
 
-    def _send_chunk(self, request: _Request, served: Served) -> None:
+    def _send_chunk(self, request: _Request, served: Served | ServedBatch) -> None:
         plain, frame = self._two_buffers()
         try:
             try:
-                end = self._seal_chunk(request, served, plain, frame)
+                if isinstance(served, ServedBatch):
+                    end = self._seal_pieces(request, served, plain, frame)
+                else:
+                    end = self._seal_chunk(request, served, plain, frame)
             finally:
                 # Before sending: a peer that reads slowly is to hold up no more than one frame.
                 self._share.give_back(plain)
-            self._wire.send_all(memoryview(frame)[:end])
+            sealed = memoryview(frame)[:end]
+            self._lane.move(sealed, self._wire.send_all, urgent=request.urgent)
         finally:
             self._share.give_back(frame)
 
@@ -247,6 +290,12 @@ class BulkServing:
         _read_chunk(served.descriptor, payload[PIECE_HEADER_BYTES:], number * CHUNK_BYTES)
         self.bytes_sent += length
         request.next += 1
+        return self._seal(DATA, request.number, payload, memoryview(frame))
+
+    def _seal_pieces(self, request: _Request, served: ServedBatch, plain: mmap, frame: mmap) -> int:
+        payload = memoryview(plain)[PAYLOAD_AT : PAYLOAD_AT + BATCH_PIECES_BYTES_MAX]
+        payload = payload[: served.fill(payload)]
+        self.bytes_sent += len(payload)
         return self._seal(DATA, request.number, payload, memoryview(frame))
 
     def _two_buffers(self) -> list[mmap]:
@@ -288,9 +337,11 @@ def _read_chunk(descriptor: int, view: memoryview, offset: int) -> None:
         read += count
 
 
-def _read_ahead(request: _Request) -> None:
-    """Have the disk bring the whole request while its first chunks are sent."""
-    wanted = request.wanted
-    if request.served is not None and hasattr(os, "posix_fadvise"):  # macOS has it not
+def _begin_range(wanted: BulkRange, served: Served | ServedBatch) -> None:
+    """Have the disk bring the whole request while its first chunks are sent. _CannotServe."""
+    assert not isinstance(served, ServedBatch)
+    if wanted.end > chunk_count(served.size):
+        raise _CannotServe(REFUSED)
+    if hasattr(os, "posix_fadvise"):  # macOS has it not
         start, length = wanted.first * CHUNK_BYTES, wanted.count * CHUNK_BYTES
-        os.posix_fadvise(request.served.descriptor, start, length, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(served.descriptor, start, length, os.POSIX_FADV_WILLNEED)

@@ -73,6 +73,10 @@ class BulkSessions:
         """Bytes of chunks sent since the node's start."""
         return self._plane.bytes_sent
 
+    def sent_to(self) -> dict[NodeId, int]:
+        """Bytes of chunks sent on the connections that are open, by node."""
+        return self._plane.sent_to()
+
     def problems(self) -> list[str]:
         """Each connected member that is only reached by the slow way."""
         return [

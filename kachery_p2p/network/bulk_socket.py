@@ -66,17 +66,21 @@ class BulkSocket:
 
     def receive_all(self, view: memoryview) -> None:
         """Fill `view`. Raises PeerGoneError, and PeerTimeoutError for a sender that stalls."""
-        pace = _Pace(self.stall_s, "sent")
-        filled = 0
-        while filled < len(view):
-            filled += pace.judge(self.receive_some(view[filled:], whole=True))
+        filled = self.receive_some(view, whole=True) if view else 0
+        if filled < len(view):
+            pace = _Pace(self.stall_s, "sent")
+            pace.judge(filled)
+            while filled < len(view):
+                filled += pace.judge(self.receive_some(view[filled:], whole=True))
 
     def send_all(self, view: memoryview) -> None:
         """Send it all. Raises PeerGoneError, and PeerTimeoutError for a reader that stalls."""
-        pace = _Pace(self.stall_s, "took")
-        sent = 0
-        while sent < len(view):
-            sent += pace.judge(self._send_some(view[sent:]))
+        sent = self._send_some(view)
+        if sent < len(view):
+            pace = _Pace(self.stall_s, "took")
+            pace.judge(sent)
+            while sent < len(view):
+                sent += pace.judge(self._send_some(view[sent:]))
 
     def _send_some(self, view: memoryview) -> int:
         try:

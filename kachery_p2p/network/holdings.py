@@ -1,5 +1,7 @@
 """What this node may announce, channel by channel: what is granted there, and in the store.
 
+And what it is loading there, which it serves as far as it has it (`transfer/partial_serving`).
+
 Read from the grants once, then kept up to date by what changes. A content that leaves the
 store by other means than `kachery-p2p rm` stays announced until the next start: it costs
 who asks for it one refusal.
@@ -7,7 +9,7 @@ who asks for it one refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import trio
 
@@ -21,6 +23,8 @@ from kachery_p2p.network.catalogue import Catalogue, differences
 from kachery_p2p.network.prefixes import PrefixSet, prefix_of
 from kachery_p2p.store.grants import Grants
 
+Loading = Callable[[str], Collection[ContentHash]]
+
 
 class Holdings:
     """A catalogue for each channel of this node, ANNOUNCED_PER_PEER_MAX prefixes in all."""
@@ -30,7 +34,13 @@ class Holdings:
         grants: Grants,
         holds: Callable[[ContentHash], bool],
         prefixes_max: int = ANNOUNCED_PER_PEER_MAX,
+        *,
+        loading: Loading = lambda channel: (),
     ) -> None:
+        """`loading`: what is being loaded in a channel, and served there as far as it is here."""
+        self._loading = loading
+        # What was announced of that, by channel.
+        self._announced_early: dict[str, set[ContentHash]] = {}
         self._grants = grants
         self._holds = holds
         self._prefixes_max = prefixes_max
@@ -56,6 +66,7 @@ class Holdings:
         before = self._versions()
         for channel in self._catalogues.keys() - set(channels):
             del self._catalogues[channel]
+            self._announced_early.pop(channel, None)
         try:
             await self._look(channels)
         except BaseException:
@@ -74,6 +85,18 @@ class Holdings:
                 await self._note(changes.touched)
         for channel in unread:
             await self._read(channel)
+        for channel in channels:
+            await self._look_at_loading(channel)
+
+    async def _look_at_loading(self, channel: str) -> None:
+        """Announce what is being loaded, and no more what was given up."""
+        before = self._announced_early.get(channel, set())
+        now = set(self._loading(channel))
+        self._announced_early[channel] = now
+        for content in now:
+            if self.count < self._prefixes_max:
+                self._catalogues[channel].set(prefix_of(content), True)
+        await self._note((content, channel) for content in before - now)
 
     def _versions(self) -> dict[str, int]:
         return {channel: catalogue.version for channel, catalogue in self._catalogues.items()}

@@ -57,9 +57,10 @@ def weights(channel: str, node: NodeId) -> array[int]:
     return unpack(hashlib.shake_128(seed).digest(PREFIX_BYTES * len(ALL_SLOTS)))
 
 
-def in_turn(content: ContentHash, nodes: Iterable[NodeId]) -> list[NodeId]:
-    """`nodes` in an order of this content's own, so that not all contents ask the same ones."""
-    return sorted(nodes, key=lambda node: hashlib.sha256(content.raw + node.raw).digest())
+def in_turn(content: ContentHash, nodes: Iterable[NodeId], asker: NodeId) -> list[NodeId]:
+    """`nodes` in an order of this content's and asker's own, so that not all ask the same ones."""
+    seed = content.raw + asker.raw
+    return sorted(nodes, key=lambda node: hashlib.sha256(seed + node.raw).digest())
 
 
 class IndexMembers:

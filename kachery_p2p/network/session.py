@@ -16,6 +16,7 @@ from kachery_p2p.channels.channel import SHARED
 from kachery_p2p.channels.permissions import may
 from kachery_p2p.errors import (
     KacheryError,
+    NotYetError,
     PeerBusyError,
     PeerError,
     PeerGoneError,
@@ -39,7 +40,7 @@ from kachery_p2p.wire.conversation import (
     Failure,
     Request,
 )
-from kachery_p2p.wire.messages import BAD_REQUEST, BUSY, FAILED, REFUSED
+from kachery_p2p.wire.messages import BAD_REQUEST, BUSY, FAILED, NOT_YET, REFUSED
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +301,8 @@ def error_of(code: str, text: str) -> PeerError:
     """The error that a peer's failure code stands for; its words go along, printable."""
     if code == REFUSED:
         return PeerRefusedError("does not have it, or may not give it to us")
+    if code == NOT_YET:
+        return NotYetError("does not have that part yet")
     if code == BUSY:
         return PeerBusyError(text or "is busy")
     if code == BAD_REQUEST:
@@ -313,4 +316,6 @@ def code_of(error: PeerError) -> str:
         return REFUSED
     if isinstance(error, PeerBusyError):
         return BUSY
+    if isinstance(error, NotYetError):
+        return NOT_YET
     return BAD_REQUEST if isinstance(error, ProtocolError) else FAILED

@@ -39,6 +39,7 @@ from kachery_p2p.network import bulk_dials
 from kachery_p2p.network.bulk import BulkPlane, open_bulk_plane, preferred_cipher
 from kachery_p2p.network.bulk_asking import BulkConnection
 from kachery_p2p.network.bulk_buffers import Buffers, Piece
+from kachery_p2p.network.bulk_serving import Asked
 from kachery_p2p.network.bulk_tickets import Ticket, Tickets
 from kachery_p2p.wire.bulk_messages import BulkRange
 from kachery_p2p.wire.sealed import AES_256_GCM, CHACHA20_POLY1305
@@ -94,7 +95,8 @@ class Shelf:
         self.refusal: PeerError | None = None
         self.looked: Callable[[], None] = lambda: None
 
-    async def serve(self, peer: NodeId, wanted: BulkRange) -> ServedFile:
+    async def serve(self, peer: NodeId, wanted: Asked) -> ServedFile:
+        assert isinstance(wanted, BulkRange)
         self.asked.append((peer, wanted))
         if self.refusal is not None:
             raise self.refusal
@@ -135,7 +137,7 @@ class Pair:
         return await self.bob.connect(ALICE, self.ask, ["127.0.0.1"])
 
 
-async def nothing(peer: NodeId, wanted: BulkRange) -> ServedFile:
+async def nothing(peer: NodeId, wanted: Asked) -> ServedFile:
     raise PeerRefusedError("serves nothing")
 
 

@@ -38,6 +38,7 @@ from kachery_p2p.network.bulk import BulkPlane, open_bulk_plane
 from kachery_p2p.network.bulk_asking import BulkConnection
 from kachery_p2p.network.bulk_buffers import Piece
 from kachery_p2p.network.bulk_greeting import Greeted, greet, welcome
+from kachery_p2p.network.bulk_serving import Asked
 from kachery_p2p.network.bulk_tickets import Ticket, Tickets
 from kachery_p2p.wire.bulk_messages import (
     CANCEL,
@@ -89,7 +90,7 @@ async def alice_serves(path: Path, chunks: int = 3) -> AsyncIterator[BulkPlane]:
     """A node with a file of some chunks for everybody who has a ticket."""
     await trio.Path(path).write_bytes(os.urandom(chunks * CHUNK_BYTES))
 
-    async def serve(peer: NodeId, wanted: BulkRange) -> ServedFile:
+    async def serve(peer: NodeId, wanted: Asked) -> ServedFile:
         return ServedFile(path)
 
     async with open_bulk_plane(ALICE, [LOOPBACK], serve, stall_s=STALL_S) as alice:
@@ -98,7 +99,7 @@ async def alice_serves(path: Path, chunks: int = 3) -> AsyncIterator[BulkPlane]:
 
 @asynccontextmanager
 async def bob_asks() -> AsyncIterator[BulkPlane]:
-    async def serve(peer: NodeId, wanted: BulkRange) -> ServedFile:
+    async def serve(peer: NodeId, wanted: Asked) -> ServedFile:
         raise AssertionError("nobody asks Bob")
 
     async with open_bulk_plane(BOB, [], serve, stall_s=STALL_S) as bob:

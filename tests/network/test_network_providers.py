@@ -339,8 +339,13 @@ def test_seekers_ask_the_keepers_and_not_themselves() -> None:
 
 
 def test_not_all_contents_ask_the_same_holder_first() -> None:
-    firsts = {in_turn(content, CROWD[:8])[0] for content in CONTENTS}
+    firsts = {in_turn(content, CROWD[:8], CROWD[9])[0] for content in CONTENTS}
     assert firsts == set(CROWD[:8])
+
+
+def test_not_all_who_look_for_one_content_ask_the_same_holder_first() -> None:
+    firsts = {in_turn(CONTENTS[0], CROWD[:4], asker)[0] for asker in CROWD}
+    assert firsts == set(CROWD[:4])
 
 
 # --- telling ------------------------------------------------------------------------------------
