@@ -57,8 +57,12 @@ class Assembly:
         self._hashed = 0
         self._written_back = 0
         self._error: KacheryError | None = None
-        # Chunks to be hashed; None ends the thread. Who brings more waits.
-        self._handed: queue.Queue[Piece | None] = queue.Queue(ASSEMBLY_CHUNKS_MAX)
+        # Chunks to be hashed, each in one of so many places; None ends the thread. Both in C: a
+        # `Queue` runs sixty lines of Python a chunk, with caches that the chunk has emptied.
+        self._handed: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(ASSEMBLY_CHUNKS_MAX):
+            self._places.put(None)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -74,11 +78,17 @@ class Assembly:
         page_number, position = page_of(piece.number)
         verify_chunk(self.partial.page(page_number), position, data)
         self.partial.write_chunk(piece.number, data)
+        if self._thread is None:
+            self._start()
+        # Who brings more waits.
+        self._places.get()
+        self._handed.put(piece)
+
+    def _start(self) -> None:
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._hash, name="sha1", daemon=True)
                 self._thread.start()
-        self._handed.put(piece)
 
     def finish(self) -> str:
         """The SHA-1 of the blob, all of whose chunks are on disk. Waits for the hashing.
@@ -113,6 +123,7 @@ class Assembly:
                 self._error = self._error or LoadFileError("internal error while hashing")
             finally:
                 piece.release()
+                self._places.put(None)
 
     def _hash_one(self, piece: Piece) -> None:
         self._catch_up(piece.number)

@@ -21,12 +21,19 @@ class ChunkSet(Bitmap):
     def add_range(self, chunks: range) -> None:
         self._set(chunks, True)
 
-    def add_bitmap(self, bitmap: bytes) -> None:
-        """Chunk i is bit i % 8 of byte i // 8; what lies beyond the blob is nobody's."""
-        added = Bitmap(self.length, bitmap)._bytes
-        both = int.from_bytes(self._bytes, "little") | int.from_bytes(added, "little")
-        self._bytes[:] = both.to_bytes(len(self._bytes), "little")
-        self._count = both.bit_count()
+    def add_bits(self, bits: bytes, first: int) -> bool:
+        """Chunk `first` + i is bit i % 8 of byte i // 8. True if any of them is new."""
+        before = self._count
+        added = int.from_bytes(bits, "little")
+        start, stop = first >> 3, (min(first + 8 * len(bits), self.length) + 7) >> 3
+        if start >= stop:
+            return False
+        added = added << (first & 7) & ((1 << (self.length - 8 * start)) - 1)
+        there = int.from_bytes(self._bytes[start:stop], "little")
+        both = there | added & ((1 << 8 * (stop - start)) - 1)
+        self._bytes[start:stop] = both.to_bytes(stop - start, "little")
+        self._count += both.bit_count() - there.bit_count()
+        return self._count > before
 
     def remove_range(self, chunks: range) -> None:
         self._set(chunks, False)
@@ -64,6 +71,15 @@ class ChunkSet(Bitmap):
 def ones_at_the_bottom(bits: int) -> int:
     """How many of the lowest bits are set before the first that is not."""
     return (~bits & (bits + 1)).bit_length() - 1
+
+
+def last_run(bits: int, start: int, length_max: int) -> range:
+    """The highest run of set bits in the window that begins at `start`. There must be one."""
+    assert bits
+    stop = bits.bit_length()
+    # The gap below the run is the highest bit that is not set.
+    gap = (~bits & ((1 << stop) - 1)).bit_length()
+    return range(start + max(gap, stop - length_max), start + stop)
 
 
 def first_run(bits: int, start: int, length_max: int) -> range:

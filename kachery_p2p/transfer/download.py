@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -34,43 +34,29 @@ from kachery_p2p.errors import (
     RootMismatchError,
     UriInconsistentError,
 )
-from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX, LIARS_MAX
+from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
+from kachery_p2p.transfer.buckets import Buckets
 from kachery_p2p.transfer.fetch import Fetch
+from kachery_p2p.transfer.liars import Liars, Lie
 from kachery_p2p.transfer.only import ANYONE, Only
+from kachery_p2p.transfer.partial_serving import Offers, PassingOn
+from kachery_p2p.transfer.progress import Listeners, Snapshot, Tell, View
 from kachery_p2p.transfer.small import is_small
 from kachery_p2p.transfer.sources import Claim, Holders, Source
 from kachery_p2p.transfer.suppliers import Suppliers
-from kachery_p2p.transfer.waiters import State
+from kachery_p2p.transfer.whole import Wholes
 
 log = logging.getLogger(__name__)
-
-Tell = Callable[[State], None]
 
 
 class Active(NamedTuple):
     """One running transfer, for `status`."""
 
     content: ContentHash
-    state: State
-    rate: float
-
-
-class _Meter:
-    """Bytes a second since a transfer began, not counting what an earlier run had left."""
-
-    def __init__(self) -> None:
-        self._began: float | None = None
-        self._first = 0
-        self.rate = 0.0
-
-    def see(self, state: State) -> None:
-        now = trio.current_time()
-        if self._began is None:
-            self._began, self._first = now, state.bytes
-        elif now > self._began:
-            self.rate = (state.bytes - self._first) / (now - self._began)
+    root: Root
+    state: Snapshot
 
 
 class _Transfer:
@@ -84,20 +70,26 @@ class _Transfer:
         self.channel = claims[0].source.channel
         # The one node it may use; None = anybody in the channel.
         self.node = node
-        self.meter = _Meter()
-        self.listeners: list[Tell] = []
-        # Names by node id of all who claim that the content has this root.
-        self.claimants: dict[str, str] = {}
+        self.listeners = Listeners()
+        # All who claim that the content has this root, by node id: name, and `pinned`.
+        self.claimants: dict[str, tuple[str, bool]] = {}
         self.vouch(claims)
 
     def vouch(self, claims: list[Claim]) -> list[Source]:
-        self.claimants.update({claim.source.node: claim.source.name for claim in claims})
+        self.claimants.update({c.source.node: (c.source.name, c.pinned) for c in claims})
         return [claim.source for claim in claims]
 
-    def told(self, state: State) -> None:
-        self.meter.see(state)
-        for tell in tuple(self.listeners):
-            tell(state)
+    def told(self) -> None:
+        self.listeners.tell(trio.current_time(), self.fetch.progress.phase)
+
+    def view(self, span: tuple[int, int] | None, lost: int) -> View:
+        """How far it is, for a call that waits for `span` and got so many bytes in vain before."""
+
+        def look(now: float) -> Snapshot:
+            shown = self.fetch.snapshot(now, span)
+            return shown._replace(wasted=shown.wasted + lost)
+
+        return look
 
 
 class _Call:
@@ -111,6 +103,8 @@ class _Call:
         # Of a root, a channel, and the one node (None: anybody) from which it was tried there.
         self.given_up: set[tuple[Root, str, str | None]] = set()
         self.failures: list[str] = []
+        # Bytes that turned out not to be the blob's.
+        self.lost = 0
 
     def wants_root(self, root: Root) -> bool:
         return self.root in (None, root) and root not in self.wrong_roots
@@ -138,15 +132,23 @@ class Downloads:
         blobs: BlobStore,
         grants: Grants,
         node_id: str,
+        offers: Offers | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
+        """`offers`: where what is being loaded is passed on from.
+
+        `buckets`: what has blobs that no member has, of whose root nothing is known.
+        """
         self._holders = holders
         self._blobs = blobs
         self._grants = grants
         self._node_id = node_id
         self._nursery: trio.Nursery | None = None
         self._transfers: dict[tuple[ContentHash, Root], _Transfer] = {}
-        # Which nodes vouched for bytes under a content that turned out not to have them.
-        self._liars: dict[tuple[ContentHash, str], None] = {}
+        self._offers = offers or Offers()
+        self._liars = Liars()
+        known = Buckets() if buckets is None else buckets
+        self._wholes = Wholes(known, blobs, self._grant)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -161,8 +163,8 @@ class Downloads:
 
     def active(self) -> list[Active]:
         return [
-            Active(content, transfer.fetch.state(), transfer.meter.rate)
-            for (content, _), transfer in self._transfers.items()
+            Active(content, root, transfer.fetch.snapshot(trio.current_time()))
+            for (content, root), transfer in self._transfers.items()
         ]
 
     async def load(
@@ -197,10 +199,16 @@ class Downloads:
         self, call: _Call, span: tuple[int, int] | None, tell: Tell
     ) -> tuple[int | None, int]:
         while True:
-            transfer = await self._transfer(call)
+            try:
+                transfer = await self._transfer(call)
+            except LoadFileError as error:
+                why = await self._wholes.bring(call.content, call.root, call.only, tell)
+                if why is not None:
+                    raise _also(error, why) from None
+                transfer = None
             if transfer is None:
                 return await trio.to_thread.run_sync(self._stored, call, span)
-            transfer.listeners.append(tell)
+            listener = transfer.listeners.add(tell, transfer.view(span, call.lost))
             try:
                 return await transfer.fetch.wait_for(span)
             except UriInconsistentError:
@@ -212,7 +220,7 @@ class Downloads:
                 call.failures += transfer.suppliers.failures()
                 call.given_up.add((transfer.fetch.root, transfer.channel, transfer.node))
             finally:
-                transfer.listeners.remove(tell)
+                transfer.listeners.remove(listener)
 
     def _stored(self, call: _Call, span: tuple[int, int] | None) -> tuple[int | None, int]:
         """As of a transfer, of a blob that has come into the store meanwhile."""
@@ -264,8 +272,9 @@ class Downloads:
 
         def wanted(claim: Claim) -> bool:
             # With a root to insist on every chunk is verified against it: anybody may try.
-            lied = call.root is None and (call.content, claim.source.node) in self._liars
-            return call.may_begin(claim) and not lied
+            node, believed = claim.source.node, call.root is not None
+            believed |= self._liars.is_believed(call.content, node, claim.pinned)
+            return call.may_begin(claim) and believed and self._may_use(claim, call.only)
 
         if len(call.wrong_roots) >= CLAIM_ATTEMPTS_MAX:
             raise self._nobody(call)
@@ -279,7 +288,8 @@ class Downloads:
             )
         if not found.claims:
             raise self._nobody(call)
-        votes = Counter(claim.root for claim in found.claims)
+        # Who is loading it says only what it was told itself: that is no second voice.
+        votes = Counter(claim.root for claim in found.claims if claim.pinned)
         here = Counter((claim.root, claim.source.channel) for claim in found.claims)
         return sorted(
             found.claims,
@@ -289,12 +299,27 @@ class Downloads:
     def _blame(self, transfer: _Transfer, call: _Call) -> None:
         """Root and SHA-1 do not agree, and nothing but their word said that they would."""
         call.wrong_roots.add(transfer.fetch.root)
-        for node, name in transfer.claimants.items():
-            log.warning("node %s vouched for wrong bytes of %s", node, call.content)
-            call.failures.append(f"{name}: vouched for bytes that do not have this hash")
-            if len(self._liars) >= LIARS_MAX:
-                del self._liars[next(iter(self._liars))]
-            self._liars[call.content, node] = None
+        call.lost += transfer.fetch.progress.received
+        for node, (name, pinned) in transfer.claimants.items():
+            what = "vouched for bytes that do not have this hash"
+            if pinned:
+                log.warning("node %s vouched for wrong bytes of %s", node, call.content)
+                self._drop(node, name, transfer.channel, call.content, what)
+            call.failures.append(f"{name}: {what if pinned else 'was misled about its bytes'}")
+            self._liars.note_claim(call.content, node, pinned)
+
+    def _drop(self, node: str, name: str, channel: str, content: ContentHash, what: str) -> None:
+        """A node lied: for a while it is not used in that channel."""
+        self._liars.note(Lie(node, name, channel, content, what, trio.current_time()))
+
+    def _may_use(self, claim: Claim, only: Only) -> bool:
+        """False for a node that is dropped in its channel, unless the user names just this one."""
+        node, channel = claim.source.node, claim.source.channel
+        return only.node == node or self._liars.may_be_used(node, channel, trio.current_time())
+
+    def dropped(self) -> list[Lie]:
+        """Who lied, where and how, and is not used there for a while."""
+        return self._liars.dropped(trio.current_time())
 
     def _nobody(self, call: _Call) -> KacheryError:
         if call.failures:
@@ -313,8 +338,9 @@ class Downloads:
                 hint="start the other node, or give its address: `kachery-p2p start --bootstrap`",
             )
         with_root = " with the root of the URI" if call.root is not None else ""
+        dropped = "".join(f"; {lie.name} lied and is not asked" for lie in self.dropped())
         return NotFoundError(
-            f"no peer in {where} holds sha1://{call.content}{with_root} ({asked} asked)",
+            f"no peer in {where} holds sha1://{call.content}{with_root} ({asked} asked{dropped})",
             hint="ask the owner to start their node, and to share the file in the channel",
         )
 
@@ -339,10 +365,12 @@ class Downloads:
 
         async def find_sources(failed: Collection[str]) -> list[Source]:
             def wanted(claim: Claim) -> bool:
-                return claim.root == root and claim.source.node not in failed
+                fits = claim.root == root and claim.source.node not in failed
+                return fits and self._may_use(claim, Only(channel, node))
 
             claims = await self._holders.ask(content, channel, wanted, node)
-            return transfer.vouch([claim for claim in claims if claim.root == root])
+            fitting = [claim for claim in claims if claim.root == root]
+            return transfer.vouch([c for c in fitting if self._may_use(c, Only(channel, node))])
 
         same = [c for c in claims if c.root == root and c.source.channel == channel]
         suppliers = Suppliers(
@@ -351,6 +379,7 @@ class Downloads:
             find=find_sources,
             wait=self._holders.wait_for_change,
             patient=len(same) == len(claims),
+            lied=lambda liar, what: self._drop(liar.node, liar.name, channel, content, what),
         )
         fetch = Fetch(
             content,
@@ -359,8 +388,9 @@ class Downloads:
             node_id=self._node_id,
             suppliers=suppliers,
             stored=lambda: self._grant(content, channel),
-            tell=lambda state: transfer.told(state),
+            tell=lambda: transfer.told(),
             is_small=is_small(claims[0].size),
+            passing_on=PassingOn(self._offers, channel),
         )
         transfer = self._transfers[content, root] = _Transfer(fetch, suppliers, same, node)
         self._nursery.start_soon(self._run, fetch)
@@ -380,3 +410,8 @@ class Downloads:
         await trio.to_thread.run_sync(
             lambda: self._grants.grant([content], [channel], "fetched", time.time())
         )
+
+
+def _also(error: LoadFileError, why: str) -> LoadFileError:
+    """The error, with why no bucket could help either."""
+    return type(error)(f"{error}; {why}", hint=error.hint) if why else error

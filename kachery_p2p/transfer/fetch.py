@@ -10,41 +10,40 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.manifests import (
-    Manifest,
-    RootObject,
-    chunk_hash,
-)
+from kachery_p2p.content.manifests import RootObject, chunk_length
 from kachery_p2p.errors import (
     InvalidRangeError,
     KacheryError,
     LoadFileError,
     UriInconsistentError,
-    VerificationError,
 )
-from kachery_p2p.limits import (
-    CHUNK_BYTES,
-    FETCH_LINGER_S,
-    SOURCES_LOOK_S,
-    SOURCES_MAX,
-)
+from kachery_p2p.limits import FETCH_LINGER_S, SOURCES_LOOK_S_MIN, SOURCES_MAX
 from kachery_p2p.network.session import one_error
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.objects import Opened
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.transfer.assembly import Assembly
+from kachery_p2p.transfer.partial_serving import Offers, PassingOn
+from kachery_p2p.transfer.progress import (
+    FETCHING,
+    FINISHING,
+    HASHING,
+    Snapshot,
+    TransferProgress,
+    state_after,
+)
 from kachery_p2p.transfer.pulling import Pulling
 from kachery_p2p.transfer.schedule import ChunkSchedule
 from kachery_p2p.transfer.small import fetch_small
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.transfer.suppliers import FAULTS, Suppliers
-from kachery_p2p.transfer.waiters import State, Waiter
+from kachery_p2p.transfer.verdicts import adopt, ask_root_object
+from kachery_p2p.transfer.waiters import Waiter
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +63,16 @@ class Fetch:
         node_id: str,
         suppliers: Suppliers,
         stored: Callable[[], Awaitable[None]],
-        tell: Callable[[State], None],
+        tell: Callable[[], None],
         is_small: bool = False,
+        passing_on: PassingOn | None = None,
     ) -> None:
-        """`is_small`: somebody says that it has one chunk."""
+        """`is_small`: it is said to have one chunk. `tell` is called for every chunk."""
         self.content = content
         self.root = root
         self.ended = trio.Event()
         self.closing = False
+        self.progress = TransferProgress()
         self._blobs = blobs
         self._node_id = node_id
         self._suppliers = suppliers
@@ -89,6 +90,7 @@ class Fetch:
         self._cancel = trio.CancelScope()
         self._joined = trio.Event()
         self._is_small = is_small
+        self._passing_on = passing_on or PassingOn(Offers(), "")
         self._finished = False
 
     # --- those who wait ---------------------------------------------------------------
@@ -110,57 +112,54 @@ class Fetch:
             raise
         finally:
             self._leave(waiter)
-        if waiter.error is not None:
-            # A copy: many may wait, and a traceback belongs to one of them.
-            raise type(waiter.error)(str(waiter.error), hint=waiter.error.hint)
+        waiter.check()
         assert self._object is not None
         return waiter.descriptor, self._object.size
 
     def _enter(self, waiter: Waiter) -> None:
         if self._object is None or waiter.want is not None or waiter.done.is_set():
             return
-        size, chunks = self._object.size, range(self._object.chunk_count)
-        if waiter.byte_range is not None:
-            start, end = waiter.byte_range
-            if not 0 <= start <= end <= size:
-                waiter.fail(
-                    InvalidRangeError(f"bytes {start} to {end} are not in a file of {size}")
-                )
-                return
-            chunks = range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES))
-        waiter.want = self._schedule.want(chunks)
-        self._notify()
+        try:
+            waiter.want = self._schedule.want(waiter.chunks_of(self._object))
+            self._pass_on()
+            self._notify()
+        except InvalidRangeError as error:
+            waiter.fail(error)
 
     def _leave(self, waiter: Waiter) -> None:
         self._waiters.remove(waiter)
         if waiter.want is not None:
             self._schedule.unwant(waiter.want)
+        self._pass_on()
         # Who has what it waited for may soon want the next range: then the fetch lingers.
         if not self._waiters and not waiter.done.is_set():
             self.closing = True
             self._cancel.cancel()
 
+    def _pass_on(self) -> None:
+        """Let other members have what is verified, while somebody here wants all of it."""
+        # Not before what an earlier try left was hashed again: until then the bitmap is a hint.
+        if self._partial is not None and self._pulling is not None:
+            self._passing_on.update(self._partial, self._whole_wanted)
+
     def _notify(self) -> None:
         """Let those go on whose range is on disk; the whole blob is told by `_finish`."""
         for waiter in self._waiters:
-            ready = waiter.want is not None and waiter.want.satisfied and not waiter.done.is_set()
-            if ready and waiter.byte_range is not None and self._partial is not None:
-                try:
-                    waiter.descriptor = self._partial.open_data()
-                    waiter.done.set()
-                except KacheryError as error:
-                    waiter.fail(error)
+            if self._partial is not None and waiter.has_its_range:
+                waiter.take_part(self._partial)
 
     @property
     def _whole_wanted(self) -> bool:
         return any(w.byte_range is None and not w.done.is_set() for w in self._waiters)
 
-    def state(self) -> State:
-        held = min(
-            self._schedule.held_count * CHUNK_BYTES, self._object.size if self._object else 0
-        )
-        sources = tuple(source.name for source in self._active.values())
-        return State(held, self._object.size if self._object else None, sources)
+    def snapshot(self, now: float, byte_range: tuple[int, int] | None = None) -> Snapshot:
+        """How far it is; for whoever waits for that range, how far with the range."""
+        shown = self.progress.snapshot(now)
+        if byte_range is None or self._object is None:
+            return shown
+        start, end = byte_range
+        end = min(end, self._object.size)
+        return shown.of_part(self._schedule.held_bytes(start, end), max(end - start, 0))
 
     # --- the work -----------------------------------------------------------------------
 
@@ -191,23 +190,20 @@ class Fetch:
                 await self._finish()
 
     async def _gather(self) -> None:
-        """All that is wanted, from as many sources as there are."""
+        """All that is wanted, from as many sources as there are, also those that have rested."""
         async with trio.open_nursery() as nursery:
-            looked_at = trio.current_time()
+            nursery.start_soon(self._suppliers.look_for_ever, self._schedule_changed)
             while not self._has_all:
                 source = await self._recruit()
                 if source is not None:
-                    self._active[source.node] = source
+                    self._at_work(source)
                     nursery.start_soon(self._take_from, source)
                     continue
                 if not self._active:
                     # Who was to begin could not, or brought everything.
                     continue
-                with trio.move_on_after(SOURCES_LOOK_S):
+                with trio.move_on_after(SOURCES_LOOK_S_MIN):
                     await self._changed.wait()
-                if trio.current_time() - looked_at >= SOURCES_LOOK_S:
-                    looked_at = trio.current_time()
-                    nursery.start_soon(self._suppliers.look)
             # What slower sources still owe is here already.
             nursery.cancel_scope.cancel()
 
@@ -226,7 +222,7 @@ class Fetch:
             return None if full else self._suppliers.another(self._active)
         source = await self._suppliers.next()
         if self._object is None:
-            self._active[source.node] = source
+            self._at_work(source)
             try:
                 if self._is_small:
                     await self._take_small(source)
@@ -236,17 +232,33 @@ class Fetch:
                 # No fault of who served these bytes: it is root and SHA-1 that do not agree.
                 raise
             except FAULTS as error:
-                self._suppliers.failed(source, error)
+                self._failed(source, error)
                 return None
             finally:
-                del self._active[source.node]
+                self._at_rest(source)
         return source
+
+    def _at_work(self, source: Source) -> None:
+        self._active[source.node] = source
+        self.progress.joined(source.node, source.name, source.channel, trio.current_time())
+
+    def _at_rest(self, source: Source) -> None:
+        self._active.pop(source.node, None)
+        self.progress.left(source.node)
+
+    def _failed(self, source: Source, error: KacheryError) -> None:
+        self._suppliers.failed(source, error)
+        self.progress.left(source.node, state_after(error))
 
     async def _take_small(self, source: Source) -> None:
         """The whole blob, in one piece."""
         # Whoever said so may have lied: the next attempt, if there must be one, goes the long way.
         self._is_small = False
+        self.progress.entered(FETCHING)
         data, manifest = await fetch_small(source, self.content, self.root)
+        self.progress.size = len(data)
+        self.progress.came(source.node, len(data), trio.current_time(), needed=True)
+        self.progress.entered(FINISHING)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._blobs.put_bytes, data)
             await self._stored()
@@ -258,7 +270,7 @@ class Fetch:
             self._enter(waiter)
         self._hand_out(opened)
         self._suppliers.progressed()
-        self._tell(self.state())
+        self._tell()
 
     async def _is_wanted(self) -> bool:
         """True if somebody waits; when all have theirs, the next who comes is waited for.
@@ -283,58 +295,62 @@ class Fetch:
         except UriInconsistentError:
             raise
         except FAULTS as error:
-            self._suppliers.failed(source, error)
+            self._failed(source, error)
         finally:
-            self._active.pop(source.node, None)
+            self._at_rest(source)
             self._schedule_changed()
+            self._tell()
 
     async def _begin(self, source: Source) -> None:
         """Learn the root object, open the partial, and see what an earlier try left there."""
-        encoded = await source.root_object(self.content, self.root)
-        if chunk_hash(encoded) != self.root.raw:
-            raise VerificationError("sent a root object that does not match the root")
-        found = RootObject.decode(encoded)
-        if found.content != self.content:
-            raise UriInconsistentError(
-                f"root {self.root} belongs to sha1://{found.content}, not to sha1://{self.content}",
-                hint="ask whoever gave you the URI for a correct one",
-            )
+        found = await ask_root_object(source, self.content, self.root)
+        store, reserve_bytes = self._blobs.directory, self._blobs.reserve_bytes
         self._partial = await trio.to_thread.run_sync(
-            lambda: Partial.open(
-                self._blobs.directory,
-                self._node_id,
-                found,
-                reserve_bytes=self._blobs.reserve_bytes,
-            )
+            Partial.open, store, self._node_id, found, reserve_bytes
         )
         self._object = found
-        self._schedule = ChunkSchedule(found.chunk_count)
+        self._schedule = ChunkSchedule(found.chunk_count, self._node_id)
+        self.progress.size = found.size
         await self._resume()
         self._assembly = Assembly(self._partial)
         self._pulling = Pulling(
-            self._schedule, self._assembly, self._arrived, is_urgent=lambda: not self._whole_wanted
+            self._schedule,
+            self._assembly,
+            self.progress,
+            self._arrived,
+            is_urgent=lambda chunks: any(waiter.reads(chunks) for waiter in self._waiters),
+            lied=self._suppliers.lied,
         )
         for waiter in self._waiters:
             self._enter(waiter)
-        self._tell(self.state())
+        self._pass_on()
+        self.progress.entered(FETCHING)
+        self._tell()
 
     async def _resume(self) -> None:
         """Hash what an earlier try left, in pieces: it may be a lot, and we may be told to stop."""
         assert self._partial is not None
+        size = self._partial.root_object.size
+        self.progress.entered(HASHING)
         left = self._partial.verified_chunks()
         while numbers := await trio.to_thread.run_sync(
             lambda: list(itertools.islice(left, _RESUME_CHUNKS))
         ):
             for number in numbers:
                 self._schedule.hold(number)
+                self.progress.found(chunk_length(size, number))
             self._notify()
+            self._tell()
 
     def _arrived(self) -> None:
         """A verified chunk is on disk."""
         self._suppliers.progressed()
         self._notify()
-        self._schedule_changed()
-        self._tell(self.state())
+        if self._schedule.satisfied:
+            self._schedule_changed()
+        elif self._pulling is not None:
+            self._pulling.look_again()
+        self._tell()
 
     def _schedule_changed(self) -> None:
         """Wake whoever decides what to ask for next, and of whom."""
@@ -346,6 +362,8 @@ class Fetch:
     async def _finish(self) -> None:
         """All chunks are here: check the SHA-1, make the partial the blob."""
         assert self._assembly is not None
+        self.progress.entered(FINISHING)
+        self._tell()
         sha1 = await trio.to_thread.run_sync(self._assembly.finish)
         self._assembly = None
         # Not to be stopped half-way: the partial would be nobody's, or the blob without a grant.
@@ -354,6 +372,7 @@ class Fetch:
             assert partial is not None
             await trio.to_thread.run_sync(self._adopt, partial, sha1)
             await self._stored()
+            self._passing_on.end(stored=True)
             opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
         self._hand_out(opened)
 
@@ -362,28 +381,13 @@ class Fetch:
         self._finished = self.closing = True
         with opened:
             for waiter in self._waiters:
-                if waiter.byte_range is not None and not waiter.done.is_set():
-                    waiter.descriptor = os.dup(opened.descriptor)
-                waiter.done.set()
+                waiter.take_blob(opened)
 
     def _adopt(self, partial: Partial, sha1: str) -> None:
-        if sha1 != self.content:
-            partial.discard()
-            raise UriInconsistentError(
-                f"the bytes with root {self.root} do not have the SHA-1 {self.content}",
-                hint="ask whoever gave you the URI for a correct one",
-            )
-        try:
-            pages = tuple(partial.page(n) for n in range(partial.root_object.page_count))
-            self._blobs.adopt_partial(partial, Manifest(partial.root_object, pages))
-        except VerificationError:
-            # These bytes are not to become the blob: with others of this SHA-1 they collide.
-            partial.discard()
-            raise
-        finally:
-            partial.close()
+        adopt(self._blobs, partial, sha1)
 
     async def _put_down(self) -> None:
+        self._passing_on.end(stored=False)
         if self._assembly is not None:
             await trio.to_thread.run_sync(self._assembly.close)
         if self._partial is not None:

@@ -13,9 +13,10 @@ from kachery_p2p.limits import RATE_MEMORY_S
 
 
 class Rate:
-    """Bytes a second. What came RATE_MEMORY_S ago counts 1/e of what comes now."""
+    """Bytes a second. What came `memory_s` ago counts 1/e of what comes now."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_s: float = RATE_MEMORY_S) -> None:
+        self._memory_s = memory_s
         self._bytes = 0.0
         self._s = 0.0
         self._at = -math.inf
@@ -44,5 +45,5 @@ class Rate:
         if self._at == -math.inf:
             return self._bytes, self._s
         passed_s = max(now - self._at, 0.0)
-        fade = math.exp(-passed_s / RATE_MEMORY_S)
+        fade = math.exp(-passed_s / self._memory_s)
         return self._bytes * fade, self._s * fade + passed_s

@@ -10,7 +10,12 @@ import trio
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.errors import PeerBusyError, PeerError
 from kachery_p2p.identity.keys import NodeId
-from kachery_p2p.limits import ANNOUNCED_ASKED_MAX, ANNOUNCED_GRACE_S, HAVE_GRACE_S
+from kachery_p2p.limits import (
+    ANNOUNCED_ASKED_MAX,
+    ANNOUNCED_GRACE_S,
+    HAVE_GRACE_S,
+    PART_GRACE_S,
+)
 from kachery_p2p.network.session import Session
 
 if TYPE_CHECKING:
@@ -60,6 +65,8 @@ class Round:
         self._asked: set[tuple[str, NodeId]] = set()
         self._root: Root | None = None
         self._found = trio.Event()
+        # A claim of somebody who is loading it: better ones are waited for a while longer.
+        self._in_part = trio.Event()
         # Questions without an answer so far, and that there is no point in waiting for them.
         self._pending = 0
         self._doubt = False
@@ -67,7 +74,8 @@ class Round:
 
     async def run(self, announcements: Announcements | None) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_after_grace, nursery.cancel_scope)
+            for heard, grace_s in ((self._found, HAVE_GRACE_S), (self._in_part, PART_GRACE_S)):
+                nursery.start_soon(self._stop_after, heard, grace_s, nursery.cancel_scope)
             async with trio.open_nursery() as asking:
                 if announcements is not None:
                     await self._ask_announced(asking, announcements)
@@ -76,10 +84,11 @@ class Round:
                         self._ask(asking, channel, node)
             nursery.cancel_scope.cancel()
 
-    async def _stop_after_grace(self, scope: trio.CancelScope) -> None:
+    @staticmethod
+    async def _stop_after(heard: trio.Event, grace_s: float, scope: trio.CancelScope) -> None:
         # A frozen member must not hold up what another has already answered.
-        await self._found.wait()
-        await trio.sleep(HAVE_GRACE_S)
+        await heard.wait()
+        await trio.sleep(grace_s)
         scope.cancel()
 
     async def _ask_announced(self, asking: trio.Nursery, hints: Announcements) -> None:
@@ -129,7 +138,7 @@ class Round:
             self._doubt = True
         if self._wanted(claim):
             self._root = claim.root
-            self._found.set()
+            (self._found if claim.pinned else self._in_part).set()
 
     def _tell_answered(self) -> None:
         self._pending -= 1

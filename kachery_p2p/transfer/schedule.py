@@ -7,32 +7,33 @@ a run of chunks somebody waits for; the newest want goes first, so that a reader
 bytes passes a running download of the whole blob.
 
 Of many sources each is asked for what it has, as much as it delivers in about a second,
-within its share of the window. While some sources have only a part, the chunks with the
-fewest holders go first within the window: those that only one has are spread before it
-leaves. When nothing is left to ask a source for, it gets what another was asked for and
-is to deliver much later (the *end game*, as in BitTorrent), so that no source, slow or
-dead, holds up the window or the end of the blob. A chunk has at most two askers.
+within its share of the window, in the order of `turns`: the chunks with the fewest holders
+first, and those who load the blob at the same time begin with different ones. When nothing is
+left to ask a source for, it gets what another was asked for and is to deliver much later (the
+*end game*, as in BitTorrent), so that no source, slow or dead, holds up the window or the end
+of the blob. A chunk has at most two askers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kachery_p2p.limits import (
     CHUNK_BYTES,
     END_GAME_GAIN_S_MIN,
+    PAGE_CHUNKS_MAX,
     RANGE_CHUNKS_MAX,
     WINDOW_CHUNKS_MAX,
 )
-from kachery_p2p.transfer.chunk_set import ChunkSet, first_run
+from kachery_p2p.transfer.chunk_set import ChunkSet
 from kachery_p2p.transfer.rates import Rate
 from kachery_p2p.transfer.source_queue import SourceQueue
+from kachery_p2p.transfer.tallies import SourceState, Tally
+from kachery_p2p.transfer.turns import Chunks, next_run
 
 # As many chunks others may bring while a source brings one: half a window, so that the
 # window is not held up by it.
 _PASSED_CHUNKS_MAX = WINDOW_CHUNKS_MAX // 2
-# Holders of a chunk are counted up to here; what more have is not rare.
-_RARE_HOLDERS_MAX = 3
+# Pages of which a source is asked what it has: of the windows of the newest readers.
+_PAGES_ASKED_MAX = 4
 
 
 class Want:
@@ -47,29 +48,10 @@ class Want:
     def satisfied(self) -> bool:
         return self.frontier >= self.chunks.stop
 
-
-class SourceState(NamedTuple):
-    """What a source did so far. `rate` is in bytes a second, None before it can be told."""
-
-    source: str
-    rate: float | None
-    received_bytes: int
-    wasted_bytes: int
-    outstanding_chunks: int
-
-
-class Tally:
-    """Bytes of verified chunks: those that were needed, and those that were here already."""
-
-    def __init__(self) -> None:
-        self.received_bytes = 0
-        self.wasted_bytes = 0
-
-    def count(self, byte_count: int, wasted: bool) -> None:
-        if wasted:
-            self.wasted_bytes += byte_count
-        else:
-            self.received_bytes += byte_count
+    @property
+    def window(self) -> tuple[int, int]:
+        """(first, end) of the chunks that may be asked for."""
+        return self.frontier, min(self.chunks.stop, self.frontier + WINDOW_CHUNKS_MAX)
 
 
 class ChunkSchedule:
@@ -79,8 +61,10 @@ class ChunkSchedule:
     introduced with `source_joined` is taken for one of the whole blob.
     """
 
-    def __init__(self, chunk_count: int) -> None:
+    def __init__(self, chunk_count: int, me: str = "") -> None:
+        """`me`: how other schedules call this one among their sources."""
         self.chunk_count = chunk_count
+        self._me = me
         self.total = Tally()
         self._held = ChunkSet(chunk_count)
         # Not held, and asked of one source or two; of two.
@@ -123,6 +107,16 @@ class ChunkSchedule:
     def holds(self, number: int) -> bool:
         return number in self._held
 
+    def held_bytes(self, start: int, end: int) -> int:
+        """How many of these bytes are in chunks that are held."""
+        if start >= end:
+            return 0
+        first, last = start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES
+        count = self._held.window(first, last + 1).bit_count() * CHUNK_BYTES
+        before = (start - first * CHUNK_BYTES) * self.holds(first)
+        behind = ((last + 1) * CHUNK_BYTES - end) * self.holds(last)
+        return count - before - behind
+
     def hold(self, number: int) -> None:
         """The chunk is on disk, verified, from wherever it came."""
         if self.holds(number):
@@ -145,10 +139,44 @@ class ChunkSchedule:
             has = None if has_all else ChunkSet(self.chunk_count)
             self._sources[source] = SourceQueue(self.chunk_count, has)
 
-    def source_has(self, source: str, chunks: range | bytes) -> None:
-        """A source of a part has these too; chunk i of a bitmap is bit i % 8 of byte i // 8."""
+    def source_has(self, source: str, chunks: range | bytes, first: int = 0) -> bool:
+        """A source of a part has these too; True if that is news.
+
+        As bits, chunk `first` + i is bit i % 8 of byte i // 8.
+        """
         self.source_joined(source, has_all=False)
-        self._sources[source].now_has(chunks)
+        return self._sources[source].now_has(chunks, first)
+
+    def unknown_pages(self, source: str) -> list[int]:
+        """The pages with chunks that are asked for next, and that the source may not have yet."""
+        self.source_joined(source, has_all=False)
+        has = self._sources[source].has
+        pages: set[int] = set()
+        for wanted in reversed(self._wants):
+            start, stop = wanted.window
+            missing = 0 if has is None else ~has.window(start, stop) & ((1 << (stop - start)) - 1)
+            if missing and len(pages) < _PAGES_ASKED_MAX:
+                pages |= {start // PAGE_CHUNKS_MAX, (stop - 1) // PAGE_CHUNKS_MAX}
+        return sorted(pages)
+
+    def delivered_bytes(self, source: str) -> int:
+        """Needed bytes that came from it."""
+        tally = self._tallies.get(source)
+        return 0 if tally is None else tally.received_bytes
+
+    def owed(self, source: str) -> range:
+        """From the first to the last chunk that it owes."""
+        queue = self._sources.get(source)
+        owed = queue.outstanding if queue is not None else ()
+        return range(min(owed), max(owed) + 1) if owed else range(0)
+
+    def is_useful(self, source: str) -> bool:
+        """True while it owes something, or has something that is wanted and missing."""
+        queue = self._sources.get(source)
+        if queue is None or queue.outstanding:
+            return queue is not None
+        windows = [wanted.window for wanted in self._wants]
+        return any(queue.window(*window) & ~self._held.window(*window) for window in windows)
 
     def source_lacks(self, source: str, chunks: range) -> None:
         """The source said that it does not have these (any more); what it owes is given back."""
@@ -181,20 +209,28 @@ class ChunkSchedule:
     # --- what to ask for ------------------------------------------------------------------
 
     def next_for(
-        self, source: str, chunks_max: int = RANGE_CHUNKS_MAX, now: float | None = None
+        self,
+        source: str,
+        chunks_max: int = RANGE_CHUNKS_MAX,
+        now: float | None = None,
+        *,
+        passing: bool = False,
     ) -> range | None:
         """The chunks to request from `source` now, or None when there is nothing for it.
 
         With the time, a source owes at most what its rate allows; without, nothing is
-        measured, and it is asked until all is asked for.
+        measured, and it is asked until all is asked for. `passing`: only what somebody
+        wants who came after the first who still waits.
         """
+        if passing and len(self._wants) < 2:
+            return None
         self.source_joined(source)
         queue = self._sources[source]
         allowance = self._allowance(queue, now)
         oldest = next((wanted for wanted in self._wants if not wanted.satisfied), None)
         for wanted in reversed(self._wants):
             room = self._room(queue, allowance, passing=wanted is not oldest)
-            if wanted.satisfied or not room:
+            if wanted.satisfied or not room or (passing and wanted is oldest):
                 continue
             chunks = self._next_run(queue, wanted, min(chunks_max, room), now)
             if chunks is not None:
@@ -224,15 +260,15 @@ class ChunkSchedule:
     def _next_run(
         self, queue: SourceQueue, wanted: Want, length_max: int, now: float | None
     ) -> range | None:
-        start = wanted.frontier
-        stop = min(wanted.chunks.stop, start + WINDOW_CHUNKS_MAX)
+        start, stop = wanted.window
         useful = queue.window(start, stop) & ~self._held.window(start, stop)
         asked = self._asked.window(start, stop)
         new = useful & ~asked
         if new and now is not None:
             new &= ~self._better_left(queue, start, stop, now)
         if new:
-            return first_run(self._rarest(new, start, stop), start, length_max)
+            chunks = Chunks(new, start, stop)
+            return next_run(chunks, queue, self._sources, self._me, length_max)
         once = useful & asked & ~self._doubled.window(start, stop)
         if once and now is not None:
             return self._late_run(queue, once, start, length_max, now)
@@ -254,21 +290,6 @@ class ChunkSchedule:
                 together += other.chunks_per_s(now) or 0.0
         too_slow = queue.delivery_s(1, now) * together > _PASSED_CHUNKS_MAX
         return theirs if too_slow else 0
-
-    def _rarest(self, chunks: int, start: int, stop: int) -> int:
-        """Of the chunks in a window, those with the fewest holders."""
-        parts = [queue for queue in self._sources.values() if queue.has is not None]
-        if not parts:
-            return chunks
-        full = len(self._sources) - len(parts)
-        # By i: the chunks that more than i sources have.
-        more = [-1 if full > i else 0 for i in range(_RARE_HOLDERS_MAX + 1)]
-        for queue in parts:
-            has = queue.window(start, stop)
-            for i in range(_RARE_HOLDERS_MAX, 0, -1):
-                more[i] |= more[i - 1] & has
-            more[0] |= has
-        return next((chunks & ~common for common in more if chunks & ~common), chunks)
 
     def _late_run(
         self, queue: SourceQueue, once: int, start: int, length_max: int, now: float

@@ -7,6 +7,7 @@ must be granted in it. Absent, not granted and not proved are answered by the sa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -16,30 +17,40 @@ from typing import Any
 import trio
 
 from kachery_p2p.channels.permissions import PROVIDE, READ
-from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import RootObject, chunk_length
 from kachery_p2p.errors import (
     KacheryError,
+    NotYetError,
     PeerBusyError,
     PeerError,
     PeerRefusedError,
 )
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
+    BATCH_PIECES_BYTES_MAX,
     CHUNK_BYTES,
     HASH_WAIT_S_MAX,
     HASHED_AT_ONCE_MAX,
     SERVED_STREAMS_PER_PEER_MAX,
     STREAM_IDLE_S_MAX,
 )
-from kachery_p2p.network.bulk_serving import Served
+from kachery_p2p.network.bulk_serving import Served, ServedBatch
 from kachery_p2p.network.link import DATA, Link, Stream
 from kachery_p2p.network.session import Session, code_of
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.objects import Opened
+from kachery_p2p.transfer.batch_serving import ServedBlobs
+from kachery_p2p.transfer.partial_serving import Offer, Offers, PartInBulk, all_bits
 from kachery_p2p.transfer.sources import send_in_time
+from kachery_p2p.wire.batches import (
+    BatchRequest,
+    BulkBatch,
+    is_batch_request,
+    read_batch_request,
+)
 from kachery_p2p.wire.bulk_messages import BulkRange
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import RangeRequest, read_range_request
@@ -52,18 +63,31 @@ _READ_BYTES = 1 << 14
 class Server:
     """Answer the members' requests for content."""
 
-    def __init__(self, *, sessions: Sessions, link: Link, blobs: BlobStore, grants: Grants) -> None:
+    def __init__(
+        self,
+        *,
+        sessions: Sessions,
+        link: Link,
+        blobs: BlobStore,
+        grants: Grants,
+        offers: Offers | None = None,
+    ) -> None:
+        """`offers`: what this node is loading, and passes on already."""
         self._sessions = sessions
         self._blobs = blobs
         self._grants = grants
+        self._offers = offers or Offers()
         self._streams: dict[str, int] = {}
         self._hashing: dict[ContentHash, trio.Event] = {}
         self._hashers = trio.CapacityLimiter(HASHED_AT_ONCE_MAX)
         self._nursery: trio.Nursery | None = None
         self.bytes_served = 0
+        # By node, of those with data streams that are open.
+        self.served_to: dict[str, int] = {}
         sessions.handle("have", self._have)
         sessions.handle("root", self._root)
         sessions.handle("page", self._page)
+        sessions.handle("chunks", self._chunks)
         link.accept(DATA, self._serve_stream)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -76,16 +100,30 @@ class Server:
     # --- control stream ---------------------------------------------------------------------
 
     async def _have(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        content = self._granted(session, body)
-        held = await self._root_object(content)
-        # What we serve we have hashed ourselves: that is what `pinned` says.
-        return {"size": held.size, "root": held.root.raw, "pinned": True}
+        offer = self._offered(session, body)
+        if offer is not None:
+            held, pinned = offer.root_object, False
+        else:
+            # What we serve whole we have hashed ourselves: that is what `pinned` says.
+            held, pinned = await self._root_object(self._granted(session, body)), True
+        return {"size": held.size, "root": held.root.raw, "pinned": pinned}
 
     async def _root(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        held = await self._held(session, body)
+        offer = self._offered(session, body)
+        held = offer.root_object if offer is not None else await self._held(session, body)
         return {"object": held.encode()}
 
+    async def _chunks(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        offer, number = self._offered(session, body), body["number"]
+        held = offer.root_object if offer is not None else await self._held(session, body)
+        if number >= held.page_count:
+            raise _refusal()
+        return {"chunks": offer.bits(number) if offer is not None else all_bits(held, number)}
+
     async def _page(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        offer = self._offered(session, body)
+        if offer is not None and body["number"] < offer.root_object.page_count:
+            return {"page": await trio.to_thread.run_sync(offer.page, body["number"])}
         held = await self._held(session, body)
         page = await trio.to_thread.run_sync(self._blobs.page, held.content, body["number"])
         if page is None:
@@ -99,6 +137,13 @@ class Server:
         if not self._serves(session, channel) or not self._grants.is_granted(content, channel):
             raise _refusal()
         return content
+
+    def _offered(self, session: Session, body: dict[str, Any]) -> Offer | None:
+        """What this node is loading of the content, in the channel, if this member may have it."""
+        if not self._serves(session, body["channel"]):
+            raise _refusal()
+        root = Root.of_raw(body["root"]) if "root" in body else None
+        return self._offers.find(ContentHash.of_raw(body["content"]), body["channel"], root)
 
     def _serves(self, session: Session, channel: str) -> bool:
         """True if, at this moment, the peer may read in the channel and this node provide."""
@@ -148,12 +193,19 @@ class Server:
 
     # --- bulk connections --------------------------------------------------------------------
 
-    async def serve_bulk(self, peer: NodeId, wanted: BulkRange) -> Served:
+    async def serve_bulk(self, peer: NodeId, wanted: BulkRange | BulkBatch) -> Served | ServedBatch:
         """What a member asks for on its bulk connection, if it may have it."""
         session = self._sessions.get(peer)
         if session is None:
             raise _refusal()
+        if isinstance(wanted, BulkBatch):
+            return self._served_batch(session, wanted)
         body = {"channel": wanted.channel, "content": wanted.content, "root": wanted.root}
+        offer = self._offered(session, body)
+        if offer is not None:
+            chunks = range(wanted.first, wanted.end)
+            descriptor = await trio.to_thread.run_sync(offer.open, chunks)
+            return PartInBulk(offer, descriptor, lambda: not self._serves(session, offer.channel))
         held = await self._held(session, body)
         if wanted.end > held.chunk_count:
             raise _refusal()
@@ -163,6 +215,16 @@ class Server:
             log.warning("cannot serve %s: %s", held.content, error)
             raise _refusal()
         return _ServedInBulk(opened, lambda: not self._serves(session, wanted.channel))
+
+    def _served_batch(self, session: Session, wanted: BulkBatch) -> ServedBatch:
+        """Who may not read there is refused as a whole; each content is judged when it is due."""
+
+        def may_serve() -> bool:
+            return self._serves(session, wanted.channel)
+
+        if not may_serve():
+            raise _refusal()
+        return ServedBlobs(wanted, self._blobs, self._grants, may_serve)
 
     # --- data streams --------------------------------------------------------------------------
 
@@ -179,6 +241,11 @@ class Server:
             self._streams[stream.peer] -= 1
             if not self._streams[stream.peer]:
                 del self._streams[stream.peer]
+                self.served_to.pop(stream.peer, None)
+
+    def _count(self, peer: str, byte_count: int) -> None:
+        self.bytes_served += byte_count
+        self.served_to[peer] = self.served_to.get(peer, 0) + byte_count
 
     async def _serve_requests(self, stream: Stream) -> None:
         decoder = FrameDecoder()
@@ -189,6 +256,9 @@ class Server:
                 if idle.cancelled_caught or not data:
                     return
                 for message in decoder.feed(data):
+                    if is_batch_request(message):
+                        await self._serve_batch(stream, read_batch_request(message))
+                        continue
                     await self._serve_range(stream, opened, read_range_request(message))
 
     async def _serve_range(self, stream: Stream, opened: _Open, request: RangeRequest) -> None:
@@ -197,14 +267,37 @@ class Server:
         try:
             if session is None:
                 raise _refusal()
-            await opened.use(await self._held_for(session, request))
+            offer = self._offered(session, asdict(request))
+            if offer is not None:
+                await opened.use_part(offer, request)
+            else:
+                await opened.use(await self._held_for(session, request))
             for number in range(request.first, request.first + request.count):
                 data = await opened.read(number)
                 # Whoever is removed from the channel gets not one chunk more.
                 if not self._serves(session, request.channel):
                     raise _refusal()
                 await send_in_time(stream, request.chunk_frame(number, data), session.noticed)
-                self.bytes_served += len(data)
+                self._count(stream.peer, len(data))
+        except (PeerRefusedError, PeerBusyError, NotYetError) as error:
+            await send_in_time(stream, request.failure_frame(code_of(error), str(error)))
+
+    async def _serve_batch(self, stream: Stream, request: BatchRequest) -> None:
+        session = self._sessions.get(stream.peer)
+        try:
+            if session is None:
+                raise _refusal()
+            moved = session.noticed
+            with contextlib.closing(self._served_batch(session, request.wanted)) as served:
+                room = memoryview(bytearray(BATCH_PIECES_BYTES_MAX))
+                while not served.finished:
+                    pieces = room[: await trio.to_thread.run_sync(served.fill, room)]
+                    # Whoever is removed from the channel gets not one blob more.
+                    if served.revoked():
+                        raise _refusal()
+                    frame = request.pieces_frame(pieces, last=served.finished)
+                    await send_in_time(stream, frame, moved)
+                    self._count(stream.peer, len(pieces))
         except (PeerRefusedError, PeerBusyError) as error:
             await send_in_time(stream, request.failure_frame(code_of(error), str(error)))
 
@@ -235,20 +328,31 @@ class _Open:
         self._blobs = blobs
         self._held: RootObject | None = None
         self._opened: Opened | None = None
+        self._offer: Offer | None = None
 
     def __enter__(self) -> _Open:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    async def use_part(self, offer: Offer, request: RangeRequest) -> None:
+        chunks = range(request.first, request.first + request.count)
+        descriptor = await trio.to_thread.run_sync(offer.open, chunks)
+        self._close()
+        self._opened = Opened(descriptor, offer.root_object)
+        # Of a blob that is loaded each range is judged anew: it is not kept for the next one.
+        self._held, self._offer = offer.root_object, offer
+
+    def _close(self) -> None:
         if self._opened is not None:
             self._opened.close()
+        self._opened = self._held = self._offer = None
 
     async def use(self, held: RootObject) -> None:
-        if self._held == held:
+        if self._held == held and self._offer is None:
             return
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = self._held = None
+        self._close()
         try:
             self._opened = await trio.to_thread.run_sync(self._blobs.open_verified, held.content)
         except KacheryError as error:
@@ -259,6 +363,8 @@ class _Open:
     async def read(self, number: int) -> bytes:
         assert self._opened is not None
         assert self._held is not None
+        if self._offer is not None and self._offer.withdrawn:
+            raise _refusal()
         length = chunk_length(self._held.size, number)
         descriptor = self._opened.descriptor
         try:

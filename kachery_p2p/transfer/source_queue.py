@@ -34,6 +34,8 @@ class SourceQueue:
 
     def __init__(self, chunk_count: int, has: ChunkSet | None) -> None:
         self.has = has
+        # It is loading the blob itself, so what it has grows.
+        self.loading = has is not None
         self.rate = Rate()
         # In the order asked for. Also those that came from elsewhere in the meantime.
         self.outstanding: dict[int, None] = {}
@@ -52,14 +54,18 @@ class SourceQueue:
         """The chunks it has from `start` to `stop` - 1, as bits."""
         return (1 << (stop - start)) - 1 if self.has is None else self.has.window(start, stop)
 
-    def now_has(self, chunks: range | bytes) -> None:
-        """These too, in a range or as a bitmap. One that has the whole blob has them already."""
+    def now_has(self, chunks: range | bytes, first: int = 0) -> bool:
+        """These too, in a range or as bits from `first` on; True if that is news.
+
+        One that has the whole blob has them already.
+        """
         if self.has is None:
-            return
-        if isinstance(chunks, range):
-            self.has.add_range(chunks)
-        else:
-            self.has.add_bitmap(chunks)
+            return False
+        if isinstance(chunks, bytes):
+            return self.has.add_bits(chunks, first)
+        before = len(self.has)
+        self.has.add_range(chunks)
+        return len(self.has) > before
 
     def lacks(self, chunks: range) -> None:
         if self.has is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import trio
 
@@ -80,8 +80,19 @@ class Source(Protocol):
         """
 
 
+@runtime_checkable
+class PartialSource(Source, Protocol):
+    """A source that is loading the blob itself, and hands on what it has so far."""
+
+    async def chunks(self, content: ContentHash, root: Root, page: int) -> bytes:
+        """Which chunks of a page it has: bit i % 8 of byte i // 8 is the page's chunk i."""
+
+
 class Claim(NamedTuple):
-    """What one source says of a blob. `pinned`: it says that it hashed the bytes itself."""
+    """What one source says of a blob. `pinned`: it says that it hashed the bytes itself.
+
+    A claim that is not pinned is that of a PartialSource.
+    """
 
     source: Source
     size: int
@@ -173,6 +184,15 @@ class PeerSource:
 
     def _names(self, content: ContentHash, root: Root) -> dict[str, object]:
         return {"channel": self.channel, "content": content.raw, "root": root.raw}
+
+
+class PartialPeer(PeerSource):
+    """A member of a channel that is loading the blob itself."""
+
+    async def chunks(self, content: ContentHash, root: Root, page: int) -> bytes:
+        body = {**self._names(content, root), "number": page}
+        answer = await self._session.request("chunks", body, REQUEST_S_MAX)
+        return bytes(answer["chunks"])
 
 
 class _Answers:
@@ -351,7 +371,8 @@ class Holders:
     async def _have(self, session: Session, channel: str, content: ContentHash) -> Claim:
         body = {"channel": channel, "content": content.raw}
         answer = await session.request("have", body, HAVE_S_MAX)
-        source = PeerSource(session, self._link, channel, self._bulk)
+        kind = PeerSource if answer["pinned"] else PartialPeer
+        source = kind(session, self._link, channel, self._bulk)
         return Claim(source, answer["size"], Root.of_raw(answer["root"]), answer["pinned"])
 
     async def _ask_members(

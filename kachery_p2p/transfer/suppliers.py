@@ -1,8 +1,10 @@
 """Which source a transfer uses next: who failed, who lied, and how long to wait for the others.
 
-A source that lies (wrong bytes, broken protocol) is not used again for this blob. One
-that goes away, stalls or refuses is put behind those that did not, and rested. When
-none is left, whoever went away has SOURCE_RETURN_S_MAX from the last progress to return.
+A source that lies (wrong bytes, broken protocol) is not used again for this blob, and told
+to `lied`, which drops it for the channel. One that goes away, stalls or refuses is put
+behind those that did not, and rested; so is one that is loading the blob itself and has
+nothing that is missing here. When none is left, whoever went away has SOURCE_RETURN_S_MAX
+from the last progress to return.
 
 Blame goes by node id: a peer chooses its own label.
 """
@@ -10,6 +12,7 @@ Blame goes by node id: a peer chooses its own label.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -20,11 +23,17 @@ from kachery_p2p.errors import (
     AllProvidersFailedError,
     DataFormatError,
     KacheryError,
+    NotYetError,
     PeerError,
     ProtocolError,
     VerificationError,
 )
-from kachery_p2p.limits import SOURCE_REST_S, SOURCE_RETURN_S_MAX
+from kachery_p2p.limits import (
+    SOURCE_REST_S,
+    SOURCE_RETURN_S_MAX,
+    SOURCES_LOOK_S,
+    SOURCES_LOOK_S_MIN,
+)
 from kachery_p2p.transfer.sources import Source
 
 log = logging.getLogger(__name__)
@@ -37,6 +46,8 @@ FAULTS = (PeerError, *LIES)
 # Told the nodes that failed so far: others that are slower to answer must be waited for.
 FindSources = Callable[[Collection[str]], Awaitable[Sequence[Source]]]
 WaitForSources = Callable[[float], Awaitable[None]]
+# Told who lied, and how, once for each.
+ToldLie = Callable[[Source, str], None]
 
 
 class Fault(NamedTuple):
@@ -62,8 +73,12 @@ class Suppliers:
         find: FindSources,
         wait: WaitForSources,
         patient: bool,
+        lied: ToldLie = lambda source, what: None,
     ) -> None:
         self.liars: set[str] = set()
+        self._told_lie = lied
+        # How often in a row each node failed.
+        self._in_a_row: Counter[str] = Counter()
         self._content = content
         # Everybody who was found so far.
         self._pool = {source.node: source for source in known}
@@ -104,11 +119,30 @@ class Suppliers:
         now = trio.current_time()
         self._faults.pop(source.node, None)
         self._faults[source.node] = Fault(source.name, str(error), now)
-        if isinstance(error, LIES):
-            self.liars.add(source.node)
+        self._in_a_row[source.node] += 1
+        if isinstance(error, NotYetError):
+            # No fault, and no reason to count patience while others are at work.
+            log.debug("source %s has nothing for us of %s", source.name, self._content)
+            return
         if self._failed_since is None:
             self._failed_since = now
-        log.warning("source %s failed for %s: %s", source.name, self._content, error)
+        if isinstance(error, LIES):
+            self.lied(source, str(error))
+        else:
+            log.warning("source %s failed for %s: %s", source.name, self._content, error)
+
+    def lied(self, source: Source, what: str) -> None:
+        """`source` sent what no honest node sends: told once, however often it is noticed.
+
+        Also of one that nobody waits for any more, because others were faster.
+        """
+        if source.node in self.liars:
+            return
+        self.liars.add(source.node)
+        log.warning(
+            "source %s (node %s) lied about %s: %s", source.name, source.node, self._content, what
+        )
+        self._told_lie(source, what)
 
     def failures(self) -> list[str]:
         """Each who failed, and how, for people to read."""
@@ -123,20 +157,35 @@ class Suppliers:
 
     def another(self, busy: Collection[str]) -> Source | None:
         """A source that may help those that are `busy`; None if none is known just now."""
-        rested_before = trio.current_time() - SOURCE_REST_S
+        now = trio.current_time()
         free = [
             source
             for source in self._pool.values()
             if source.node not in busy
             and source.node not in self.liars
-            and self._failed_at(source.node) <= rested_before
+            and self._failed_at(source.node) <= now - self._rest_s(source.node)
         ]
         return min(free, key=lambda source: self._failed_at(source.node), default=None)
+
+    def _rest_s(self, node: str) -> float:
+        """Others are at work: one that fails again and again is asked more and more rarely."""
+        doubled = 2.0 ** min(max(self._in_a_row[node] - 1, 0), 16)
+        return min(SOURCE_REST_S * doubled, SOURCES_LOOK_S)
 
     async def look(self) -> None:
         """See who else has it by now."""
         for source in await self._find(self._faults.keys()):
             self._pool[source.node] = source
+
+    async def look_for_ever(self, told: Callable[[], None]) -> None:
+        """See again and again who else has it: at once when a member comes or goes."""
+        wait_s = SOURCES_LOOK_S_MIN
+        while True:
+            await trio.sleep(SOURCES_LOOK_S_MIN)
+            await self._wait(wait_s - SOURCES_LOOK_S_MIN)
+            await self.look()
+            told()
+            wait_s = min(2 * wait_s, SOURCES_LOOK_S)
 
     async def _found(self) -> list[Source]:
         if not any(node not in self._faults for node in self._pool):

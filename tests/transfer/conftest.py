@@ -27,9 +27,10 @@ from kachery_p2p.store.blobs import BlobStore, Stored
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.index import Index
 from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.partial_serving import Offers
+from kachery_p2p.transfer.progress import View
 from kachery_p2p.transfer.serve import Server
 from kachery_p2p.transfer.sources import Holders
-from kachery_p2p.transfer.waiters import State
 
 LAB = Channel.shared(b"L" * 20, "lab")
 FIELD = Channel.shared(b"F" * 20, "field")
@@ -119,8 +120,13 @@ class Node:
         self.sessions = Sessions(
             self.link, me, self.book, self.histories, label=label, agent="test"
         )
+        self.offers = Offers()
         self.server = Server(
-            sessions=self.sessions, link=self.link, blobs=self.disk.blobs, grants=self.disk.grants
+            sessions=self.sessions,
+            link=self.link,
+            blobs=self.disk.blobs,
+            grants=self.disk.grants,
+            offers=self.offers,
         )
         self.holders = Holders(self.sessions, self.link)
         self.downloads = Downloads(
@@ -128,8 +134,9 @@ class Node:
             blobs=self.disk.blobs,
             grants=self.disk.grants,
             node_id=self.id,
+            offers=self.offers,
         )
-        self.told: list[State] = []
+        self.told: list[View] = []
 
     def made_memberships(self, channels: list[Channel]) -> Memberships:
         return Memberships(channels)

@@ -22,7 +22,9 @@ from kachery_p2p.network.link import CONTROL, DATA
 from kachery_p2p.network.meeting import Me, meet
 from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.session import Session
+from kachery_p2p.wire.batches import BYTES, REFUSED, BatchRequest, BulkBatch, read_pieces
 from kachery_p2p.wire.codec import FrameDecoder
+from kachery_p2p.wire.feed_messages import FEED_OPERATIONS
 from kachery_p2p.wire.messages import OPERATIONS
 from kachery_p2p.wire.ranges import RangeRequest
 
@@ -122,6 +124,7 @@ def bodies(keeper: Any) -> dict[str, dict[str, Any]]:
         "have": where,
         "root": what,
         "page": {**what, "number": 0},
+        "chunks": {**what, "number": 0},
         "ping": {},
         "history": {"channel": LAB.id, "head": known.head.encode(), "fork": b"", "notice": b""},
         "entries": {"channel": LAB.id, "first": 0},
@@ -163,6 +166,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "provider": "no",
         "admin": "yes",
     },
+    "chunks": READERS,
     # The removed one is told that it was: what it gets is checked below.
     "history": {"outsider": "gone", **dict.fromkeys(ALL[1:], "yes")},
     "entries": {"outsider": "gone", "removed": "no", **dict.fromkeys(ALL[2:], "yes")},
@@ -197,7 +201,9 @@ async def outcome(op: str, body: dict[str, Any], who: str, keeper: Any, lab: Any
 def test_no_operation_is_missing_from_this_table() -> None:
     tested_elsewhere = {
         "range": "below",
+        "batch": "below",
         "leave": "below",
+        **dict.fromkeys(FEED_OPERATIONS, "tests/feeds/test_feeds_authorisation.py"),
         "change": "below",
         "succession": "tests/processes/test_processes_channels.py",
         "announce": "tests/network/test_network_announcer.py",
@@ -208,7 +214,7 @@ def test_no_operation_is_missing_from_this_table() -> None:
     assert OPERATIONS.keys() - tested_elsewhere.keys() == EXPECTED.keys()
 
 
-@pytest.mark.parametrize("op", ["have", "root", "page"])
+@pytest.mark.parametrize("op", ["have", "root", "page", "chunks"])
 async def test_what_is_granted_in_one_channel_is_not_served_in_another(
     op: str, keeper: Any, lab: Any
 ) -> None:
@@ -216,7 +222,7 @@ async def test_what_is_granted_in_one_channel_is_not_served_in_another(
     assert await outcome(op, body, "admin", keeper, lab) == "no"
 
 
-@pytest.mark.parametrize("op", ["have", "root", "page"])
+@pytest.mark.parametrize("op", ["have", "root", "page", "chunks"])
 async def test_absent_and_forbidden_are_answered_alike(op: str, keeper: Any, lab: Any) -> None:
     body = bodies(keeper)[op]
     absent = {**body, "content": bytes(20)}
@@ -255,6 +261,32 @@ async def test_chunks_go_to_who_may_read_alone(who: str, keeper: Any, lab: Any) 
     assert served == (who in ("reader", "admin"))
     if not served:
         assert found[0]["error"] == "refused"
+
+
+@pytest.mark.parametrize("who", ["removed", "reader", "provider", "admin"])
+async def test_small_blobs_in_batches_go_to_who_may_read_alone(
+    who: str, keeper: Any, lab: Any
+) -> None:
+    granted = keeper.store(b"small", LAB).content.raw
+    elsewhere = keeper.store(b"for others", FIELD).content.raw
+    names = (granted, elsewhere, bytes(20))
+    async with session_of(who, keeper, lab):
+        with trio.fail_after(10):
+            while keeper.sessions.get(KEYS[who].node_id) is None:
+                await keeper.sessions.changed()
+        stream = await lab.world.link(KEYS[who].node_id).open_stream(keeper.id, DATA)
+        await stream.send_all(BatchRequest(1, BulkBatch(LAB.id, names)).frame())
+        (answer,) = FrameDecoder().feed(await stream.receive_some(1 << 18))
+        await stream.reset()
+    if who in ("reader", "admin"):
+        told = read_pieces(memoryview(answer["pieces"]))
+        assert [(one.outcome, bytes(one.data)) for one in told] == [
+            (BYTES, b"small"),
+            (REFUSED, b""),
+            (REFUSED, b""),
+        ]
+    else:
+        assert answer == {"id": 1, "error": "refused", "text": "absent, or not allowed"}
 
 
 @pytest.mark.parametrize("who", ["removed", "reader", "provider", "admin"])

@@ -43,6 +43,7 @@ from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.prefixes import prefix_of
 from kachery_p2p.network.successions import Successions
 from kachery_p2p.node.keeping import Keeping
+from kachery_p2p.wire.feed_messages import FEED_OPERATIONS
 from kachery_p2p.wire.messages import OPERATIONS
 from tests.transfer.conftest import Node
 from tests.transfer.test_transfer_authorisation import (
@@ -176,8 +177,11 @@ async def test_each_role_is_answered_as_documented_and_what_is_refused_has_no_ef
 
 
 def test_no_message_between_nodes_is_without_a_row_in_a_matrix() -> None:
-    # `range` and `leave` are in test_transfer_authorisation, the bulk plane has tests of its own.
-    elsewhere = {"range", "leave", "bulk", "bulk back"}
+    # `range`, `batch` and `leave` are in test_transfer_authorisation; the bulk plane has its own
+    # tests.
+    elsewhere = {"range", "batch", "leave", "bulk", "bulk back"}
+    # Those about feeds are in tests/feeds/test_feeds_authorisation.py.
+    elsewhere |= FEED_OPERATIONS.keys()
     assert OPERATIONS.keys() - elsewhere == EXPECTED.keys() | EXPECTED_HERE.keys()
 
 

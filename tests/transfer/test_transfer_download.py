@@ -25,7 +25,6 @@ from kachery_p2p.limits import (
     CLAIM_ATTEMPTS_MAX,
     FIND_S_MAX,
     HAVE_GRACE_S,
-    LIARS_MAX,
     SOURCE_RETURN_S_MAX,
 )
 from kachery_p2p.network.link import DATA, Stream
@@ -252,20 +251,6 @@ async def test_a_quick_source_that_stalls_does_not_cut_off_a_slow_one(
     lab.world.set_path(alice.id, bob.id, NetworkPath(delay_s=2 * HAVE_GRACE_S))
     await lab.together(alice, mallory, bob)
     assert await bob.load(stored) == BYTES
-
-
-def test_what_is_remembered_of_liars_is_bounded(disk: Any) -> None:
-    from kachery_p2p.transfer.download import Downloads, _Call, _Transfer
-
-    downloads = Downloads(holders=None, blobs=disk.blobs, grants=disk.grants, node_id="")  # type: ignore[arg-type]
-    root = hash_bytes(b"").root
-    for number in range(LIARS_MAX + 100):
-        transfer = _Transfer.__new__(_Transfer)
-        transfer.claimants = {f"node{number}": "liar"}
-        transfer.fetch = type("Fetched", (), {"root": root})  # type: ignore[assignment]
-        downloads._blame(transfer, _Call(CONTENT, None))
-    assert len(downloads._liars) == LIARS_MAX
-    assert (CONTENT, f"node{LIARS_MAX + 99}") in downloads._liars
 
 
 # --- many who wait ------------------------------------------------------------------------------

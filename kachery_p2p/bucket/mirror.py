@@ -1,0 +1,78 @@
+"""A mirror on the web: any server that has contents under their hashes. It is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kachery_p2p.bucket.faults import wrong_answer
+from kachery_p2p.bucket.layout import tables_key, told_label, told_root
+from kachery_p2p.bucket.reading import Meta, exactly
+from kachery_p2p.bucket.urls import BucketUrl
+from kachery_p2p.bucket.web import Answer, Web
+from kachery_p2p.content.hashes import ContentHash, Root
+
+# How the clouds name metadata when a public bucket is read as web pages.
+_METADATA = ("x-amz-meta-", "x-goog-meta-", "x-ms-meta-")
+
+
+class Mirror:
+    """One mirror. Safe in any number of threads."""
+
+    def __init__(self, url: BucketUrl) -> None:
+        assert url.is_mirror
+        self.url = url
+        self.name = url.place.partition("?")[0]
+        self.node = url.node
+        self._web = Web(self.name)
+
+    def close(self) -> None:
+        """Close what is open; a later use opens it again."""
+        self._web.close()
+
+    def look(self, content: ContentHash) -> Meta | None:
+        """What is said of a content; None if it is not there. Raises BucketErrors."""
+        with self._web.get(self.url.of_content(content), "HEAD") as answer:
+            if answer is None:
+                return None
+            size = answer.length
+            metadata = _metadata(answer.headers)
+        if size is None:
+            raise wrong_answer(self.name, "does not say how long its files are")
+        return Meta(size, told_root(metadata), told_label(metadata))
+
+    def read(self, content: ContentHash, start: int, end: int) -> Iterator[bytes]:
+        """Bytes `start` to `end` of a content, in pieces. Raises BucketErrors."""
+        return self._read(self.url.of_content(content), start, end)
+
+    def read_tables(self, root: Root, start: int, end: int) -> bytes:
+        """Bytes of the chunk hashes of a content with this root. Raises BucketErrors."""
+        if self.url.is_template:
+            raise wrong_answer(self.name, "has no chunk hashes")
+        return b"".join(self._read(f"{self.url.place}/{tables_key(root)}", start, end))
+
+    def _read(self, url: str, start: int, end: int) -> Iterator[bytes]:
+        if start == end:
+            return
+        with self._web.get(url, span=(start, end)) as answer:
+            if answer is None:
+                raise wrong_answer(self.name, "does not have it (any more)")
+            self._check_part(answer, start, end)
+            yield from exactly(answer.body, end - start, self.name)
+
+    def _check_part(self, answer: Answer, start: int, end: int) -> None:
+        """The answer is of the part asked for: some servers send the whole file all the same."""
+        told = answer.headers.get("content-range", "")
+        if answer.status == 206 and told.startswith(f"bytes {start}-{end - 1}/"):
+            return
+        if answer.status == 200 and start == 0 and answer.length == end:
+            return
+        raise wrong_answer(self.name, "sent another part of the file than was asked for")
+
+
+def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for name, value in headers.items():
+        for start in _METADATA:
+            if name.startswith(start):
+                found[name.removeprefix(start)] = value
+    return found

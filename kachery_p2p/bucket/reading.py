@@ -1,0 +1,54 @@
+"""What a bucket or mirror is to whoever reads from it, and how its answers are held to size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from kachery_p2p.bucket.faults import wrong_answer
+from kachery_p2p.content.hashes import ContentHash, Root
+
+
+class Meta(NamedTuple):
+    """What is said of an object; to be verified, not believed."""
+
+    size: int
+    # The content's root, if whoever put it there noted it.
+    root: Root | None = None
+    label: str | None = None
+
+
+class Readable(Protocol):
+    """A bucket or a mirror, read by blocking calls, from any number of threads.
+
+    All raise BucketErrors. What they hand over is of the right length, and else unverified.
+    """
+
+    @property
+    def name(self) -> str:
+        """How people know it."""
+
+    @property
+    def node(self) -> str:
+        """64 hex digits, as sources of chunks are told apart by."""
+
+    def look(self, content: ContentHash) -> Meta | None:
+        """What is said of the content's object; None if there is none."""
+
+    def read(self, content: ContentHash, start: int, end: int) -> Iterator[bytes]:
+        """Bytes `start` to `end` of the object, in pieces."""
+
+    def read_tables(self, root: Root, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of the chunk hashes of a content with this root."""
+
+
+def exactly(pieces: Iterable[bytes], length: int, name: str) -> Iterator[bytes]:
+    """The pieces, `length` bytes in all; BucketAnswerError as soon as it is more, or in the end."""
+    left = length
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise wrong_answer(name, "sent more than was asked for")
+        yield piece
+    if left:
+        raise wrong_answer(name, f"sent {length - left} of {length} bytes")
