@@ -1,0 +1,174 @@
+"""The private files of a subfeed: opened as ours or not at all, and what the system says of them.
+
+A subfeed is a directory, 0700, of files, 0600. Checks are made on what was opened, not on
+its name, so that nothing can be put in its place between the check and the use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+
+from kachery_p2p.channels.disk import read_private_bytes, write_private_bytes
+from kachery_p2p.errors import (
+    ConfigError,
+    KacheryError,
+    KeyFileError,
+    StateCorruptError,
+    StorageFailedError,
+    StorageFullError,
+    StorePermissionError,
+)
+from kachery_p2p.store.durable import sync_directory, sync_file
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_DENIED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
+_OTHERS_ANYTHING = 0o077
+# O_NONBLOCK: opening a FIFO planted under the name must not hang.
+_PRIVATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Files of a subfeed that are read as a whole: fork proofs and tombstones are below 5 KB.
+SMALL_FILE_BYTES_MAX = 1 << 14
+_OFFSET_MAX = (1 << 63) - 1
+_MACHINE_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+_MACHINE_TAG = b"kachery-p2p/machine/1\0"
+
+
+@contextlib.contextmanager
+def using(path: str) -> Iterator[None]:
+    """Turn what the system says against the subfeed at `path` into the error a user understands."""
+    try:
+        yield
+    except OSError as error:
+        raise feed_error(error, path) from error
+
+
+def feed_error(error: OSError, path: str) -> KacheryError:
+    """The error that `error`, met in the directory `path` of a subfeed, amounts to."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in FULL:
+        return StorageFullError(
+            f"the disk is full, so the feed in {path} takes no more: {reason}",
+            hint="free some space; nothing that was appended is lost",
+        )
+    if error.errno in _DENIED:
+        return StorePermissionError(
+            f"the feed in {path} may not be used by you: {reason}",
+            hint="check the owner and the mode of the configuration directory",
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        return StateCorruptError(
+            f"{path} is not the directory of a feed: {reason}", hint="move away what is there"
+        )
+    return StorageFailedError(
+        f"the disk failed with the feed in {path}: {reason}", hint="check the disk and its cables"
+    )
+
+
+def open_directory(path: str) -> int:
+    """A descriptor of the directory `path`, which is ours alone. OSError or ConfigError."""
+    fd = os.open(path, _DIRECTORY)
+    try:
+        _check_private(path, os.fstat(fd), 0o700)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_file(directory: int, path: str) -> int:
+    """A descriptor of the file `path` in the directory, made if need be, which is ours alone."""
+    fd = os.open(os.path.basename(path), _PRIVATE, 0o600, dir_fd=directory)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise StateCorruptError(f"{path} is not a file", hint="move it away")
+        _check_private(path, status, 0o600)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def make_directories(top: str, *names: str) -> str:
+    """TOP/NAME/NAME..., each private and durable. The path of the last."""
+    path = top
+    for name in ("", *names):
+        path = f"{path}/{name}" if name else path
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        # Found, not made: its maker may have been killed before its name was on the disk.
+        sync_directory(os.path.dirname(path))
+    return path
+
+
+def read_small(path: str) -> bytes | None:
+    """The bytes of a small file of a subfeed; None if there is none."""
+    try:
+        return read_private_bytes(path, SMALL_FILE_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    except KeyFileError as error:
+        raise ConfigError(str(error), hint=error.hint) from None
+    except ConfigError as error:
+        raise StateCorruptError(str(error), hint="move the file away") from None
+
+
+def write_small(path: str, data: bytes) -> None:
+    """Make or replace a small file of a subfeed, as a whole and durably. OSError."""
+    assert len(data) <= SMALL_FILE_BYTES_MAX
+    write_private_bytes(path, data)
+
+
+def sync_data(fd: int) -> None:
+    """The file's bytes, and its length, are on disk when this returns. OSError; never retry."""
+    if sys.platform == "linux":
+        os.fdatasync(fd)
+    else:
+        sync_file(fd)
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """The bytes of the file from `offset` on; fewer only where it ends. OSError."""
+    if offset + length > _OFFSET_MAX:  # from a damaged file
+        return b""
+    data = os.pread(fd, length, offset)
+    # A file system may give less: taken for the end, that would cut a log off.
+    while 0 < len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def place_of(fd: int) -> bytes:
+    """What tells this file on this computer from a copy of it, elsewhere or restored.
+
+    The number of its device is left out: it changes when a computer starts.
+    """
+    return f"machine {_machine()}\ninode {os.fstat(fd).st_ino}\n".encode()
+
+
+def _machine() -> str:
+    """A name for this computer, if it has one: not its machine-id, which is confidential."""
+    for path in _MACHINE_FILES:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if name := file.read(256).strip():
+                return hashlib.sha256(_MACHINE_TAG + name).hexdigest()
+    return "unknown"
+
+
+def _check_private(path: str, status: os.stat_result, mode: int) -> None:
+    if status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{path} belongs to another user (uid {status.st_uid})",
+            hint=f"chown it to yourself, then chmod {mode:o} {path}",
+        )
+    if status.st_mode & _OTHERS_ANYTHING:
+        raise ConfigError(
+            f"other users may use {path} (mode {stat.S_IMODE(status.st_mode):o})",
+            hint=f"chmod {mode:o} {path}",
+        )

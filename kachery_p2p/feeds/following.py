@@ -1,0 +1,326 @@
+"""Following subfeeds: asking each member that comes what it knows of them, and hearing news.
+
+In every channel that both are in a member is asked, and from then on tells news by itself. A
+node answers the same question, and remembers who asked (`spreading`). So each subfeed spreads
+from its owner to all who follow it, over whoever is connected, and goes on after every
+reconnection. What is told is believed only because the owner signed it (`replica`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import trio
+
+from kachery_p2p.errors import (
+    HeadError,
+    KacheryError,
+    LogFormatError,
+    PeerBusyError,
+    PeerError,
+    PeerRefusedError,
+    ProofError,
+    ProtocolError,
+)
+from kachery_p2p.feeds.fetching import Fetching
+from kachery_p2p.feeds.forks import settle_doubt
+from kachery_p2p.feeds.permits import Permits, wait_for_turn
+from kachery_p2p.feeds.replica import Standing, UnprovableError
+from kachery_p2p.feeds.spreading import Spreading
+from kachery_p2p.feeds.subfeed import Source, Subfeed
+from kachery_p2p.feeds.subfeeds import Subfeeds
+from kachery_p2p.feeds.told import SubfeedName, Told
+from kachery_p2p.limits import (
+    FEED_ASKED_AT_ONCE_MAX,
+    FEED_NEWS_BURST,
+    FEED_NEWS_PER_S,
+    FEED_REST_S,
+    REQUEST_S_MAX,
+)
+from kachery_p2p.log.heads import SignedHead
+from kachery_p2p.network.allowance import TokenBucket
+from kachery_p2p.network.session import Session
+from kachery_p2p.network.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+# Errors that say that what a peer told was never signed.
+_OF_A_LIE = (HeadError, ProofError, LogFormatError, ProtocolError)
+# A head that changes while it is compared is asked for again, this often.
+_TRIES = 4
+
+
+class _Talk:
+    """What one session is still to be asked, and how much news it may tell."""
+
+    def __init__(self) -> None:
+        self.names: dict[SubfeedName, None] = {}
+        self.more = trio.Event()
+        self.scope = trio.CancelScope()
+        self.allowance = TokenBucket(FEED_NEWS_PER_S, FEED_NEWS_BURST, trio.current_time())
+
+    def add(self, names: Iterable[SubfeedName]) -> None:
+        self.names.update(dict.fromkeys(names))
+        self.more.set()
+
+
+class Following:
+    """The subfeeds that this node follows, and what it hears of them and of its own."""
+
+    def __init__(
+        self, sessions: Sessions, permits: Permits, subfeeds: Subfeeds, spreading: Spreading
+    ) -> None:
+        self._sessions = sessions
+        self._permits = permits
+        self._subfeeds = subfeeds
+        self._spreading = spreading
+        self._fetching = Fetching(self._spreading.spread, self._ask_later)
+        self._talks: dict[Session, _Talk] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask whoever comes, for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                while True:
+                    self._meet(nursery)
+                    await self._sessions.changed()
+            finally:
+                self._nursery = None
+                self._talks.clear()
+
+    @property
+    def fetching(self) -> Fetching:
+        """What brings entries."""
+        return self._fetching
+
+    def look_for(self, names: Collection[SubfeedName]) -> None:
+        """Ask all who are connected about these subfeeds."""
+        for session, talk in self._talks.items():
+            for name in names:
+                self._expect(name, session)
+            talk.add(names)
+
+    def catch_up(self, subfeed: Subfeed) -> None:
+        """Fetch in the background what is missing of a subfeed."""
+        if self._nursery is None or subfeed.is_catching_up or not subfeed.replica.is_behind:
+            return
+        if any(source.head is not None for source in subfeed.sources.values()):
+            subfeed.is_catching_up = True
+            self._nursery.start_soon(self._fetching.catch_up, subfeed)
+
+    # --- sessions ------------------------------------------------------------------------------
+
+    def _meet(self, nursery: trio.Nursery) -> None:
+        present = self._sessions.all()
+        for session in self._talks.keys() - set(present):
+            self._talks.pop(session).scope.cancel()
+            self._subfeeds.forget_session(session)
+            self._spreading.forget(session)
+        for session in present:
+            if session not in self._talks:
+                talk = self._talks[session] = _Talk()
+                names = self._subfeeds.wanted()
+                for name in names:
+                    self._expect(name, session)
+                talk.add(names)
+                nursery.start_soon(self._talk_to, session, talk)
+
+    def _expect(self, name: SubfeedName, session: Session) -> None:
+        """Who looks for the subfeed waits until this session was asked."""
+        subfeed = self._subfeeds.open_now(name)
+        if subfeed is not None:
+            subfeed.asking.add(session)
+
+    async def _talk_to(self, session: Session, talk: _Talk) -> None:
+        limit = trio.Semaphore(FEED_ASKED_AT_ONCE_MAX)
+        with talk.scope:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    talk.more = trio.Event()
+                    while talk.names:
+                        name, _ = talk.names.popitem()
+                        await limit.acquire()
+                        nursery.start_soon(self._ask_about, session, name, limit)
+                    await talk.more.wait()
+
+    async def _ask_about(self, session: Session, name: SubfeedName, limit: trio.Semaphore) -> None:
+        subfeed = None
+        try:
+            subfeed = await self._subfeeds.open(name)
+            await self.ask(session, subfeed)
+        except PeerError as error:
+            log.debug("node %s: %s", session.peer[:16], error)
+        except KacheryError as error:
+            log.warning("feed %s: %s", name.feed[:16], error)
+        finally:
+            limit.release()
+            subfeed = subfeed or self._subfeeds.open_now(name)
+            if subfeed is not None and session in subfeed.asking:
+                subfeed.asking.discard(session)
+                subfeed.tell_changed()
+
+    def _ask_later(self, subfeed: Subfeed, session: Session) -> None:
+        """A member failed: it may do better after a rest."""
+
+        async def ask() -> None:
+            await trio.sleep(FEED_REST_S)
+            talk = self._talks.get(session)
+            if talk is not None:
+                talk.add([subfeed.name])
+
+        if self._nursery is not None:
+            self._nursery.start_soon(ask)
+
+    # --- asking --------------------------------------------------------------------------------
+
+    async def ask(self, session: Session, subfeed: Subfeed, *, follow: bool = True) -> bool:
+        """Ask a member what it knows of a subfeed, in each common channel; True if it answered.
+
+        Raises PeerErrors other than refusals, and what keeps the answer from being kept.
+        """
+        answered = False
+        for channel in sorted(session.channels):
+            if not self._permits.may_ask(session, channel):
+                continue
+            try:
+                await self._ask_in(session, subfeed, channel, follow)
+                answered = True
+            except PeerRefusedError:
+                continue
+        return answered
+
+    async def _ask_in(self, session: Session, subfeed: Subfeed, channel: str, follow: bool) -> None:
+        for _ in range(_TRIES):
+            asked = subfeed.replica.best
+            known = Told(asked, subfeed.replica.log.fork, subfeed.replica.tombstones).known
+            body = {**subfeed.name.body(channel), **known, "follow": follow}
+            answer = await session.request("feed follow", body, REQUEST_S_MAX)
+            told = Told.of(answer, 0 if asked is None else asked.size)
+            source = Source(session, channel, told.head, answer["own"])
+            if await self._learn(subfeed, source, told) is not Standing.UNKNOWN:
+                return
+            if subfeed.replica.best == asked:
+                # It cannot show yet how its head goes on from ours, or ours from its.
+                return
+
+    async def _learn(self, subfeed: Subfeed, source: Source, told: Told) -> Standing:
+        """Take in what a member told. ProtocolError if it lied."""
+        session, ending = source.session, subfeed.replica.ending
+        if subfeed.is_blamed(session, trio.current_time()):
+            return Standing.NONE
+        try:
+            standing = (await subfeed.hear(told)).standing
+            if standing is Standing.DOUBT:
+                assert told.head is not None
+                await self._settle_doubt(subfeed, source, told.head)
+                standing = Standing.FORKED
+        except _OF_A_LIE as error:
+            self._blame(subfeed, session, error)
+            raise ProtocolError(f"what it told of a feed is wrong: {error}")
+        finally:
+            self._pass_on(subfeed, ending)
+        if session in self._talks:
+            subfeed.note_source(source, standing)
+        if told.head is not None and standing is Standing.AGREES:
+            self._spreading.note_known(subfeed.name, session, told.head.size)
+        if standing is not Standing.NONE:
+            await self._permits.note_copy(subfeed.name, source.channel)
+        self.catch_up(subfeed)
+        return standing
+
+    async def _settle_doubt(self, subfeed: Subfeed, source: Source, head: SignedHead) -> None:
+        try:
+            await settle_doubt(subfeed, source.session, source.channel, head)
+        except UnprovableError:
+            # With a fork known already, what it has of the common part can be had all the same.
+            if subfeed.replica.log.fork is None:
+                raise
+
+    def _pass_on(self, subfeed: Subfeed, ending: object) -> None:
+        """Tell on what was heard; of a new fork or tombstone also those who do not follow it.
+
+        An owner does not follow its own feed, and who has the feed from somebody else may not
+        follow it here: being asked they are told too.
+        """
+        self._spreading.spread(subfeed)
+        if subfeed.replica.ending != ending:
+            self.look_for([subfeed.name])
+
+    def _blame(self, subfeed: Subfeed, session: Session, error: KacheryError) -> None:
+        log.warning(
+            "feed %s: node %s told what was not signed: %s",
+            subfeed.name.feed[:16],
+            session.peer[:16],
+            error,
+        )
+        subfeed.blame(session, trio.current_time())
+
+    # --- answering -----------------------------------------------------------------------------
+
+    async def answer_follow(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        """Answer `feed follow`."""
+        name, channel = SubfeedName.of(body), body["channel"]
+        if not await self._permits.may_tell(session, channel, name):
+            raise refusal()
+        told = Told.of(body)
+        size = 0 if told.head is None else told.head.size
+        if body["follow"] and not self._spreading.add(name, session, channel, size):
+            raise PeerBusyError("follows more than one node may")
+        subfeed = await self._subfeeds.open_existing(name)
+        if subfeed is None:
+            return {**Told().known, "path": b"", "own": self._permits.is_own(name.feed)}
+        self._look_into(session, subfeed, told)
+        shown = await subfeed.work(subfeed.replica.tell, told.head)
+        path = b"".join(shown.path)
+        return {**shown.known, "path": path, "own": subfeed.replica.log.owned}
+
+    def _look_into(self, session: Session, subfeed: Subfeed, told: Told) -> None:
+        """What the asker says it knows may be news: take it in, and ask back."""
+        mine = subfeed.replica
+        nothing = told.head in (None, mine.best) and told.fork in (None, mine.log.fork)
+        if nothing and set(told.tombstones) <= set(mine.tombstones):
+            return
+        if self._nursery is not None and not subfeed.is_looking_into(session):
+            self._nursery.start_soon(self._learn_of_asker, session, subfeed, told)
+
+    async def _learn_of_asker(self, session: Session, subfeed: Subfeed, told: Told) -> None:
+        ending = subfeed.replica.ending
+        with subfeed.looking_into(session):
+            try:
+                heard = await subfeed.hear(told)
+                if heard.standing in (Standing.UNKNOWN, Standing.DOUBT, Standing.AGREES):
+                    await self.ask(session, subfeed, follow=False)
+            except _OF_A_LIE as error:
+                self._blame(subfeed, session, error)
+            except PeerError as error:
+                log.info("node %s: %s", session.peer[:16], error)
+            except KacheryError as error:
+                log.warning("feed %s: %s", subfeed.name.feed[:16], error)
+            self._pass_on(subfeed, ending)
+
+    async def hear_news(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        """Answer `feed news`: when it is taken in, so that nobody tells faster than we can."""
+        name, channel = SubfeedName.of(body), body["channel"]
+        subfeed = self._subfeeds.open_now(name)
+        talk = self._talks.get(session)
+        if subfeed is None or talk is None or not self._permits.may_ask(session, channel):
+            raise refusal()
+        source = subfeed.sources.get(session)
+        if source is None:
+            raise refusal()
+        await wait_for_turn(talk.allowance, 1)
+        told = Told.of(body)
+        source = Source(session, channel, told.head, source.own)
+        if await self._learn(subfeed, source, told) is Standing.UNKNOWN:
+            talk.add([name])
+        return {}
+
+
+def refusal() -> PeerRefusedError:
+    """The one answer to whoever may not, and about what is not."""
+    return PeerRefusedError("not available in this channel")

@@ -1,0 +1,141 @@
+"""All subfeeds on this node's disk: CONFIG/feeds/xx/SUBFEEDID, xx its first two digits.
+
+Only so many are open at once; those that were used least lately are closed, and opened again
+when they are used. A deleted one is gone at once, even if the node is killed meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from weakref import WeakValueDictionary
+
+from kachery_p2p.errors import KacheryError, StateCorruptError
+from kachery_p2p.feeds.disk import make_directories, using
+from kachery_p2p.feeds.files import read_log_id, write_log_id
+from kachery_p2p.feeds.log_file import LogFile
+from kachery_p2p.limits import FEED_FILES_OPEN_MAX
+from kachery_p2p.log.heads import NAME_BYTES, LogId, Signer
+from kachery_p2p.store.durable import sync_directory
+
+_DELETED = ".deleted-"
+_DIGITS = frozenset("0123456789abcdef")
+
+
+class LogFiles:
+    """The subfeeds below `directory`. Safe in any thread; one `LogFile` for each subfeed."""
+
+    def __init__(self, directory: str, open_max: int = FEED_FILES_OPEN_MAX) -> None:
+        self.directory = directory
+        self._open_max = open_max
+        self._lock = threading.RLock()
+        self._known: WeakValueDictionary[LogId, LogFile] = WeakValueDictionary()
+        # The open ones, those used last at the end.
+        self._open: OrderedDict[LogId, LogFile] = OrderedDict()
+        self._sweep()
+
+    def own(self, log: LogId, key: Signer, *, away: bool = False) -> LogFile:
+        """The log that this node signs with `key`, made if it is not here.
+
+        `away`: the key is not where it was made, so a log that is not here may be elsewhere; one
+        that is made now counts as restored. Raises what `LogFile.open` raises.
+        """
+        assert key.node_id == log.owner
+        found = self._found(log) or self._made(log, key, away=away)
+        found.take_key(key, away=away)
+        return self._opened(found)
+
+    def copy(self, log: LogId) -> LogFile:
+        """The copy of somebody's log, made if it is not here; an own log if it is open as one.
+
+        Raises what `LogFile.open` raises.
+        """
+        return self._opened(self._found(log) or self._made(log, None))
+
+    def get(self, log: LogId) -> LogFile | None:
+        """The log if it is here, as a copy unless it is open as an own one; None if not."""
+        return self.copy(log) if self._found(log) or self._is_here(log) else None
+
+    def known(self) -> Iterator[LogId]:
+        """The logs that are here, in no order. One whose directory is damaged is left out."""
+        with using(self.directory), contextlib.suppress(FileNotFoundError):
+            for part in sorted(os.listdir(self.directory)):
+                if len(part) == 2 and set(part) <= _DIGITS:
+                    yield from self._known_below(f"{self.directory}/{part}")
+
+    def delete(self, log: LogId) -> None:
+        """Remove the log from this disk, for good; whoever uses it gets UnknownFeedError."""
+        with self._lock, using(self.directory):
+            found = self._known.pop(log, None)
+            self._open.pop(log, None)
+            if found is not None:
+                found.forget()
+            path = self._path(log)
+            aside = f"{self.directory}/{_DELETED}{os.urandom(8).hex()}"
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, aside)
+                sync_directory(os.path.dirname(path))
+                sync_directory(self.directory)
+                shutil.rmtree(aside)
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for log_file in self._known.values():
+                log_file.close()
+            self._open.clear()
+
+    def _found(self, log: LogId) -> LogFile | None:
+        with self._lock:
+            return self._known.get(log)
+
+    def _made(self, log: LogId, key: Signer | None, *, away: bool = False) -> LogFile:
+        path = self._path(log)
+        with self._lock, using(path):
+            if not self._is_here(log):
+                make_directories(self.directory, log.name.hex()[:2], log.name.hex())
+                write_log_id(path, log)
+            elif read_log_id(path) != log:
+                raise StateCorruptError(f"{path} is of another feed", hint="move it away")
+            # Another thread may have been faster.
+            return self._known.setdefault(log, LogFile(path, log, key, away=away))
+
+    def _opened(self, log_file: LogFile) -> LogFile:
+        """The same, open; not while locked, because a long log takes a second."""
+        log_file.open()
+        with self._lock:
+            self._open[log_file.log] = log_file
+            self._open.move_to_end(log_file.log)
+            surplus = len(self._open) - self._open_max
+            closing = [self._open.popitem(last=False)[1] for _ in range(surplus)]
+        for oldest in closing:
+            oldest.close()
+        return log_file
+
+    def _is_here(self, log: LogId) -> bool:
+        with using(self._path(log)):
+            return os.path.lexists(f"{self._path(log)}/log")
+
+    def _path(self, log: LogId) -> str:
+        assert len(log.name) == NAME_BYTES
+        name = log.name.hex()
+        return f"{self.directory}/{name[:2]}/{name}"
+
+    def _known_below(self, path: str) -> Iterator[LogId]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for name in sorted(os.listdir(path)):
+                with contextlib.suppress(KacheryError, OSError):
+                    log = read_log_id(f"{path}/{name}")
+                    if log is not None:
+                        yield log
+
+    def _sweep(self) -> None:
+        """Remove what a delete that was killed left."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.directory):
+                if name.startswith(_DELETED):
+                    shutil.rmtree(f"{self.directory}/{name}", ignore_errors=True)

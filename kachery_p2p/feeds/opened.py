@@ -1,0 +1,158 @@
+"""A subfeed whose files are open: what they come to, and how one more record gets to the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+
+from kachery_p2p.errors import ProofError, StateCorruptError
+from kachery_p2p.feeds import refusals
+from kachery_p2p.feeds.derived import Checkpoint
+from kachery_p2p.feeds.disk import FULL, read_small, sync_data, write_small
+from kachery_p2p.feeds.files import OpenFiles
+from kachery_p2p.feeds.opening import Recovery
+from kachery_p2p.feeds.records import encode_record, entry_spans
+from kachery_p2p.limits import FEED_CHECKPOINT_BYTES, FEED_CHECKPOINT_ENTRIES
+from kachery_p2p.log.heads import LogId, SignedHead
+from kachery_p2p.log.proofs import prove_consistency, verify_consistency
+from kachery_p2p.log.tree import Frontier, root_at
+from kachery_p2p.store.durable import write_all
+
+# After these a record was certainly not written as a whole.
+_NOT_WRITTEN = FULL | {errno.EFBIG}
+# A copy that grew by less since its last checkpoint is quickly read again.
+_CLOSING_CHECKPOINT_BYTES = 1 << 20
+
+
+class Withdrawn(Exception):
+    """Nothing of the record is on the disk, and the log is as it was."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class OpenLog:
+    """The open files of the subfeed `log` at `path`. All changes are made by one at a time."""
+
+    def __init__(self, path: str, log: LogId, *, owned: bool) -> None:
+        """Open and mend them. StateCorruptError, ConfigError, FeedInUseError, OSError."""
+        self.path = path
+        self._owned = owned
+        self.files = OpenFiles(path)
+        self._recovery = Recovery(path, log, self.files.entries, self.files.derived, owned)
+        # None when what is derived can no longer be synced.
+        self._checkpoint: Checkpoint | None
+        # True after a failure that leaves unknown what is on the disk.
+        self.is_stopped = False
+        # True when hashes and offsets were made of all entries since the files were opened.
+        self.is_derived_anew = False
+        try:
+            checkpoint = Checkpoint.decode(read_small(f"{path}/checkpoint"))
+            self.state = self._recovery.state(checkpoint)
+            valid = checkpoint.end <= self.state.end
+            self._checkpoint = checkpoint if valid else Checkpoint()
+        except BaseException:
+            self._release()
+            raise
+
+    def write(
+        self,
+        entries: Sequence[bytes],
+        frontier: Frontier,
+        stored: Sequence[bytes],
+        head: SignedHead | None,
+    ) -> None:
+        """One record, on the disk when it returns; then the log has it.
+
+        Withdrawn if nothing of it is there; FeedStoppedError if nobody knows.
+        """
+        if self.is_stopped:
+            raise refusals.stopped()
+        first, end = self.state.frontier.size, self.state.end
+        record = encode_record(first, entries, None if head is None else head.encode())
+        spans = entry_spans(entries, has_head=head is not None, offset=end)
+        try:
+            # These first: should the disk be full, nothing has happened yet.
+            self.files.derived.write(first, spans, stored)
+        except OSError as error:
+            raise Withdrawn(error) from error
+        self._write_record(record, end)
+        signed = head or self.state.signed
+        self.state = self.state._replace(frontier=frontier, signed=signed, end=end + len(record))
+        if self._is_checkpoint_due():
+            self._save_checkpoint()
+
+    def derive_anew(self) -> None:
+        """Make hashes and offsets anew from the entries. StateCorruptError or OSError."""
+        self.state = self._recovery.state(Checkpoint(), self.state.end)
+        self.is_derived_anew = True
+
+    def root_at(self, size: int) -> bytes:
+        """The root that the log had with `size` entries, on which its hashes agree."""
+        for _ in range(2):
+            frontier, read = self.state.frontier, self.files.derived.read_hash
+            with contextlib.suppress(ProofError, StateCorruptError):
+                root = root_at(size, read)
+                path = prove_consistency(size, frontier.size, read)
+                verify_consistency(size, root, frontier.size, frontier.root, path)
+                return root
+            self.derive_anew()
+        raise StateCorruptError(f"the hashes in {self.path} are damaged")
+
+    def close(self) -> None:
+        """Close the files, as soon as nobody reads from them."""
+        last = self._checkpoint
+        grown = 0 if last is None else self.state.end - last.end
+        # That an own log was once so long is never forgotten.
+        if not self.is_stopped and grown > (0 if self._owned else _CLOSING_CHECKPOINT_BYTES):
+            self._save_checkpoint()
+        self._release()
+
+    def _release(self) -> None:
+        self.files.unlock()
+        self.files.release()
+
+    def _write_record(self, record: bytes, end: int) -> None:
+        self.is_stopped = True  # unless all of what follows goes well
+        try:
+            write_all(self.files.entries, record, end)
+        except OSError as error:
+            if error.errno in _NOT_WRITTEN and self._is_cut(end):
+                self.is_stopped = False
+                raise Withdrawn(error) from error
+            raise refusals.stopped() from error
+        try:
+            sync_data(self.files.entries)
+        except OSError as error:
+            raise refusals.stopped() from error
+        self.is_stopped = False
+
+    def _is_cut(self, end: int) -> bool:
+        """True if what was written behind `end` is gone again."""
+        try:
+            os.ftruncate(self.files.entries, end)
+        except OSError:
+            return False
+        return True
+
+    def _is_checkpoint_due(self) -> bool:
+        last = self._checkpoint
+        return last is not None and (
+            self.state.frontier.size - last.size >= FEED_CHECKPOINT_ENTRIES
+            or self.state.end - last.end >= FEED_CHECKPOINT_BYTES
+        )
+
+    def _save_checkpoint(self) -> None:
+        """What is derived is on the disk; should that fail, the next opening takes longer."""
+        frontier, signed, end = self.state
+        head = None if signed is None else signed.encode()
+        try:
+            self.files.derived.sync()
+            checkpoint = Checkpoint(frontier.size, frontier.root, end, head)
+            write_small(f"{self.path}/checkpoint", checkpoint.encode())
+            self._checkpoint = checkpoint
+        except OSError:
+            self._checkpoint = None  # a second sync would succeed and mean nothing

@@ -1,0 +1,196 @@
+"""Opening a subfeed: what its files come to, after whatever happened to them.
+
+The records behind the checkpoint are read, and the hashes and offsets of their entries made
+anew. The last record may be *torn*: begun, but never whole, so nobody was ever told of it; it
+is cut off. A whole record counts as signed, whether or not its writer lived to say so. One that
+is damaged (a bit has flipped) is passed over where the hashes know its entries, which are then
+found damaged when they are read; else an own log is refused, because what was signed may not
+be signed once more, and a copy is cut, because it can be fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from kachery_p2p.errors import HeadError, LogFormatError, StateCorruptError
+from kachery_p2p.feeds.derived import Checkpoint, Derived
+from kachery_p2p.feeds.disk import read_at, sync_data
+from kachery_p2p.feeds.records import HEADER_BYTES, Header, Span, decode_body
+from kachery_p2p.limits import RECORD_ENTRIES_MAX
+from kachery_p2p.log.entries import ENTRY_BYTES_MAX
+from kachery_p2p.log.heads import HEAD_BYTES, LogId, SignedHead
+from kachery_p2p.log.tree import Frontier, leaf_hash, root_at
+from kachery_p2p.store.durable import write_all
+
+_LENGTH_BYTES = 4
+_UNWRITTEN_BYTES = 32
+_HINT = "delete the feed's copy, or restore its directory; then let it be fetched from a peer"
+
+
+class State(NamedTuple):
+    """What a subfeed's files come to."""
+
+    frontier: Frontier = Frontier()
+    signed: SignedHead | None = None
+    # Where the next record begins.
+    end: int = 0
+
+
+class _Found(NamedTuple):
+    """One record, or what takes its place."""
+
+    end: int
+    head: bytes | None
+    spans: list[Span]
+    stored: list[bytes]
+    frontier: Frontier
+
+
+class Recovery:
+    """Reads the open files of the subfeed `log` at `path`, alone, and mends what may be mended."""
+
+    def __init__(self, path: str, log: LogId, entries: int, derived: Derived, owned: bool) -> None:
+        self._path = path
+        self._log = log
+        self._entries = entries
+        self._derived = derived
+        self._owned = owned
+        self._floor = 0
+
+    def state(self, checkpoint: Checkpoint, floor: int = 0) -> State:
+        """What the files come to, on disk. StateCorruptError or OSError.
+
+        An own log is never shorter than the `checkpoint` says, or than `floor`: what was signed
+        may not be signed once more.
+        """
+        self._floor = max(checkpoint.end, floor) if self._owned else 0
+        if self._floor > os.fstat(self._entries).st_size:
+            raise self._corrupt("the last of them are missing")
+        if checkpoint != Checkpoint():
+            # What it says of a copy may be of another time than the entries.
+            with contextlib.suppress(StateCorruptError):
+                return self._state(checkpoint)
+        return self._state(Checkpoint())
+
+    def _state(self, checkpoint: Checkpoint) -> State:
+        length = os.fstat(self._entries).st_size
+        if checkpoint.end > length:
+            raise self._corrupt("they are shorter than they were")
+        frontier = Frontier.at(checkpoint.size, self._derived.read_hash)
+        if frontier.root != checkpoint.root:
+            raise self._corrupt("their hashes are")
+        end, head, last = checkpoint.end, checkpoint.head, checkpoint.end
+        while end < length:
+            found = self._record(end, frontier, length)
+            if found is None:
+                self._cut(end, length)
+                break
+            if found.stored:
+                self._derived.write(frontier.size, found.spans, found.stored)
+            frontier, last, end, head = found.frontier, end, found.end, found.head or head
+        signed = self._checked(frontier, head)
+        self._rewrite(last, end)
+        return State(frontier, signed, end)
+
+    def _record(self, offset: int, frontier: Frontier, length: int) -> _Found | None:
+        """The record at `offset`; None if it is damaged or torn."""
+        header = Header.decode(read_at(self._entries, HEADER_BYTES, offset))
+        if header is not None and header.first == frontier.size:
+            end = offset + HEADER_BYTES + header.body_bytes
+            data = read_at(self._entries, header.body_bytes, offset + HEADER_BYTES)
+            body = decode_body(header, data, offset)
+            if body is not None:
+                extended, stored = frontier.extended(map(leaf_hash, body.entries))
+                return _Found(end, body.head, body.spans, stored, extended)
+            if end > length:
+                return None
+        return self._passed_over(offset, frontier, length)
+
+    def _passed_over(self, offset: int, frontier: Frontier, length: int) -> _Found | None:
+        """A damaged record whose entries the hashes and offsets know; None if they do not."""
+        spans = self._spans_in_record(offset, frontier.size)
+        if not spans:
+            return None
+        first, count = frontier.size, len(spans)
+        end = spans[-1][0] + spans[-1][1]
+        following = Header.decode(read_at(self._entries, HEADER_BYTES, end))
+        if end != length and (following is None or following.first != first + count):
+            return None
+        stored = self._derived.stored(first, count)
+        leaves = self._derived.leaves(first, count)
+        if len(leaves) != count:
+            return None
+        extended, expected = frontier.extended(leaves)
+        # Hashes that were never synced may be anything; only ours fit their parents.
+        if stored != expected:
+            return None
+        before = spans[0][0] - offset - HEADER_BYTES - _LENGTH_BYTES * count
+        head = read_at(self._entries, HEAD_BYTES, offset + HEADER_BYTES) if before else None
+        return _Found(end, head, spans, stored, extended)
+
+    def _spans_in_record(self, offset: int, first: int) -> list[Span]:
+        """The spans of one record that begins at `offset`, if the offsets are right about it."""
+        spans = self._derived.spans(first, RECORD_ENTRIES_MAX)
+        count = 0
+        for at, size in spans:
+            if size > ENTRY_BYTES_MAX or (count and at != sum(spans[count - 1])):
+                break
+            count += 1
+        before = HEADER_BYTES + _LENGTH_BYTES * count
+        fits = count and spans[0][0] - offset - before in (0, HEAD_BYTES)
+        return spans[:count] if fits else []
+
+    def _cut(self, offset: int, length: int) -> None:
+        """Cut off what follows the last good record, if nobody was ever told of it."""
+        if self._owned and (offset < self._floor or not self._is_torn(offset, length)):
+            raise self._corrupt(f"the record at {offset} is damaged")
+        os.ftruncate(self._entries, offset)
+
+    def _is_torn(self, offset: int, length: int) -> bool:
+        header = Header.decode(read_at(self._entries, HEADER_BYTES, offset))
+        if header is None and length - offset < HEADER_BYTES:
+            return True
+        if header is not None and offset + HEADER_BYTES + header.body_bytes > length:
+            return True
+        # The file can become longer before its bytes are on the disk. An own record ends with a
+        # message or a signature, and neither with zeros.
+        begin = max(offset, length - _UNWRITTEN_BYTES)
+        return not read_at(self._entries, length - begin, begin).strip(b"\0")
+
+    def _checked(self, frontier: Frontier, head: bytes | None) -> SignedHead | None:
+        """The best head, which fits the entries. StateCorruptError if it does not.
+
+        The last entries of an own log need not be under it yet.
+        """
+        if head is None:
+            if frontier.size and not self._owned:
+                raise self._corrupt("no signed head follows them")
+            return None
+        try:
+            signed = SignedHead.decode(head, self._log.tag)
+            signed.verify(self._log)
+        except (HeadError, LogFormatError) as error:
+            raise self._corrupt(str(error)) from None
+        if signed.size < frontier.size and not self._owned:
+            raise self._corrupt("the last of them are not signed")
+        if signed.size <= frontier.size and signed.root != self._root_at(signed.size, frontier):
+            raise self._corrupt("they are not those that were signed")
+        return signed
+
+    def _root_at(self, size: int, frontier: Frontier) -> bytes:
+        return frontier.root if size == frontier.size else root_at(size, self._derived.read_hash)
+
+    def _rewrite(self, last: int, end: int) -> None:
+        """The last record is on the disk, whatever became of the sync of it.
+
+        After a failed sync its pages look as if they had been written, and are not: so they
+        are written once more. Nothing that follows can be, because its writer stopped there.
+        """
+        if last < end:
+            write_all(self._entries, read_at(self._entries, end - last, last), last)
+        sync_data(self._entries)
+
+    def _corrupt(self, why: str) -> StateCorruptError:
+        return StateCorruptError(f"the entries in {self._path} are damaged: {why}", hint=_HINT)

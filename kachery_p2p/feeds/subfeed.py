@@ -1,0 +1,158 @@
+"""A subfeed while this node uses it: what is known of it, who has it, and who waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from kachery_p2p.feeds.replica import Heard, Replica, Standing
+from kachery_p2p.feeds.told import SubfeedName, Told
+from kachery_p2p.identity.keys import NodeId
+from kachery_p2p.limits import FEED_BLAME_S, FEED_NEWS_BYTES_MAX, PEERS_MAX
+from kachery_p2p.log.heads import SignedHead
+from kachery_p2p.network.session import Session
+from kachery_p2p.wire.feed_messages import LENGTH_BYTES
+
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
+
+
+class Source:
+    """A member that has the subfeed up to a head, and in which channel it told so."""
+
+    def __init__(self, session: Session, channel: str, head: SignedHead | None, own: bool) -> None:
+        self.session = session
+        self.channel = channel
+        # The head it showed, which agrees with what is known here; None if it has no entries.
+        self.head = head
+        # It says that it can append.
+        self.own = own
+
+
+class Subfeed:
+    """One subfeed, its replica, and the members that have it."""
+
+    def __init__(self, name: SubfeedName, replica: Replica) -> None:
+        self.name = name
+        self.replica = replica
+        self.sources: dict[Session, Source] = {}
+        # Sessions that are to be asked, and those that said something which is looked into.
+        self.asking: set[Session] = set()
+        # When all were asked again because nobody had it.
+        self.looked_at = -inf
+        self._looked_into: set[Session] = set()
+        # A catch-up is under way, and it is to be looked again whether there is more to fetch.
+        self.is_catching_up = False
+        self.sources_changed = trio.Event()
+        self._blamed: dict[NodeId, float] = {}
+        self._changed = trio.Event()
+        self._lock = trio.Lock()
+        # Held while submitted messages are looked for and appended.
+        self.submitting = trio.Lock()
+        # The last entries that came, so that who waits for them need not read the disk.
+        self._recent: tuple[int, Sequence[bytes]] = (0, ())
+
+    async def work(self, do: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        """What `do` returns, which works on the replica alone and in a thread."""
+        async with self._lock:
+            return await trio.to_thread.run_sync(do, *arguments)
+
+    async def hear(self, told: Told) -> Heard:
+        """Take in what a peer told. HeadError or ProofError if it lies."""
+        size = self.replica.readable
+        heard = await self.work(self.replica.hear, told)
+        if heard.news:
+            if self.replica.readable > size and told.entries:
+                self.note_entries(told.base, told.entries)
+            self.tell_changed()
+        return heard
+
+    def is_looking_into(self, session: Session) -> bool:
+        """True while something is looked into that this session said: one thing at a time."""
+        return session in self._looked_into
+
+    @contextlib.contextmanager
+    def looking_into(self, session: Session) -> Iterator[None]:
+        """Something is looked into that this session said."""
+        self._looked_into.add(session)
+        try:
+            yield
+        finally:
+            self._looked_into.discard(session)
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    def tell_changed(self) -> None:
+        """Something is known now that was not before."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    @property
+    def changed(self) -> trio.Event:
+        """Set when something more is known, or who has the subfeed changes."""
+        return self._changed
+
+    def note_entries(self, first: int, entries: Sequence[bytes]) -> None:
+        """These entries are durable, and the last ones."""
+        at, known = self._recent
+        if at + len(known) == first:
+            first, entries = at, [*known, *entries]
+        size = sum(map(len, entries)) + LENGTH_BYTES * len(entries)
+        start = 0
+        while size > FEED_NEWS_BYTES_MAX:
+            size -= len(entries[start]) + LENGTH_BYTES
+            start += 1
+        self._recent = first + start, entries[start:]
+
+    def recent(self, first: int, count: int) -> Sequence[bytes]:
+        """The entries from `first` on, if they came last; else none."""
+        at, entries = self._recent
+        end = min(first + count, self.replica.readable)
+        return entries[first - at : end - at] if at <= first < at + len(entries) else ()
+
+    # --- who has it ----------------------------------------------------------------------------
+
+    def note_source(self, source: Source, standing: Standing) -> None:
+        """A member answered; it has entries if its head agrees with what is known."""
+        usable = standing in (Standing.AGREES, Standing.FORKED)
+        source.head = source.head if usable else None
+        self.sources[source.session] = source
+        self._tell_sources()
+
+    def drop_source(self, session: Session) -> None:
+        """A member is not to be asked for entries any more: it left, refused, or failed."""
+        if self.sources.pop(session, None) is not None:
+            self._tell_sources()
+
+    def blame(self, session: Session, now: float) -> None:
+        """A member broke a rule: it is not heard about this subfeed for a while."""
+        while len(self._blamed) >= PEERS_MAX:
+            del self._blamed[next(iter(self._blamed))]
+        self._blamed[session.peer] = now + FEED_BLAME_S
+        self.drop_source(session)
+
+    def is_blamed(self, session: Session, now: float) -> bool:
+        """True while a member is not heard."""
+        return self._blamed.get(session.peer, now) > now
+
+    def forget(self, session: Session) -> None:
+        """The session has ended."""
+        self.asking.discard(session)
+        self.drop_source(session)
+        self.tell_changed()
+
+    @property
+    def is_unused(self) -> bool:
+        """True if nothing is lost by forgetting what is in memory only."""
+        busy = self._lock.locked() or self.submitting.locked() or self.is_catching_up
+        waited_for = self._changed.statistics().tasks_waiting
+        return not (busy or waited_for or self.sources or self.asking)
+
+    def _tell_sources(self) -> None:
+        self.sources_changed.set()
+        self.sources_changed = trio.Event()
+        self.tell_changed()

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from kachery_p2p.feeds.appending import Appender
+from kachery_p2p.feeds.log_file import LogFile
+from kachery_p2p.feeds.log_files import LogFiles
+from tests.feeds.feed_nodes import FeedLab, feed_lab
+from tests.feeds.feed_parts import KEY, LOG
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, if there is one: for tests that write thousands of times."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    path = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="kachery-test-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def files(quick_path: Path) -> Iterator[LogFiles]:
+    """The subfeeds of one node."""
+    files = LogFiles(f"{quick_path}/config/feeds")
+    (quick_path / "config").mkdir()
+    yield files
+    files.close()
+
+
+@pytest.fixture
+def own(files: LogFiles) -> LogFile:
+    """An own log without entries."""
+    return files.own(LOG, KEY)
+
+
+@pytest.fixture
+def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    """Time passes when every task waits for it, and stands still while a thread is at work.
+
+    A thread that stays in case that more is appended is at work only while somebody appends.
+    """
+    at_work = 0
+    in_thread, append = trio.to_thread.run_sync, Appender.append
+
+    @contextlib.contextmanager
+    def working() -> Iterator[None]:
+        nonlocal at_work
+        at_work += 1
+        autojump_clock.autojump_threshold = math.inf
+        try:
+            yield
+        finally:
+            at_work -= 1
+            if not at_work:
+                autojump_clock.autojump_threshold = 0
+
+    async def run_sync(do: Any, *args: Any, **options: Any) -> Any:
+        with contextlib.nullcontext() if _stays(do) else working():
+            return await in_thread(do, *args, **options)
+
+    async def append_at_work(*args: Any) -> int:
+        with working():
+            return await append(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    monkeypatch.setattr(Appender, "append", append_at_work)
+    return autojump_clock
+
+
+def _stays(do: Any) -> bool:
+    return getattr(do, "__func__", None) is Appender._write
+
+
+@pytest.fixture
+async def lab(virtual_clock: MockClock, quick_path: Path) -> AsyncIterator[FeedLab]:
+    """Nodes with feeds, in the simulated world."""
+    async with feed_lab(quick_path) as made:
+        yield made
