@@ -17,6 +17,15 @@ if sys.platform == "win32":
     )
 
 from kachery_p2p.client.directories import load_dir, read_dir, store_dir
+from kachery_p2p.client.events import Progress
+from kachery_p2p.client.feeds import (
+    Feed,
+    create_feed,
+    delete_feed,
+    get_feed_id,
+    load_feed,
+    load_subfeed,
+)
 from kachery_p2p.client.files import (
     find_file,
     get_channels,
@@ -25,23 +34,28 @@ from kachery_p2p.client.files import (
     load_bytes,
     load_file,
     load_files,
+    store_file,
+    store_files,
+)
+from kachery_p2p.client.mutables import delete, get, get_string, set
+from kachery_p2p.client.opening import open
+from kachery_p2p.client.sharing import share, shared, unshare
+from kachery_p2p.client.subfeeds import Subfeed
+from kachery_p2p.client.temporary import TemporaryDirectory
+from kachery_p2p.client.uploading import upload_file
+from kachery_p2p.client.values import (
     load_json,
     load_npy,
     load_object,
     load_pkl,
     load_text,
-    store_file,
-    store_files,
     store_json,
     store_npy,
     store_object,
     store_pkl,
     store_text,
 )
-from kachery_p2p.client.mutables import delete, get, get_string, set
-from kachery_p2p.client.opening import open
-from kachery_p2p.client.sharing import share, shared, unshare
-from kachery_p2p.client.temporary import TemporaryDirectory
+from kachery_p2p.client.watching import watch_for_new_messages
 from kachery_p2p.errors import KacheryError, LoadFileError
 from kachery_p2p.version import __version__
 
@@ -50,6 +64,7 @@ __all__ = [
     "store_files",
     "store_dir",
     "link_file",
+    "upload_file",
     "store_text",
     "store_json",
     "store_npy",
@@ -74,9 +89,18 @@ __all__ = [
     "share",
     "unshare",
     "shared",
+    "create_feed",
+    "load_feed",
+    "load_subfeed",
+    "get_feed_id",
+    "delete_feed",
+    "watch_for_new_messages",
+    "Feed",
+    "Subfeed",
     "get_node_id",
     "get_channels",
     "TemporaryDirectory",
+    "Progress",
     "KacheryError",
     "LoadFileError",
     "__version__",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kachery_p2p.cli.outcome import answer
 
 if TYPE_CHECKING:
+    from kachery_p2p.client.events import ProgressArg
     from kachery_p2p.client.origin import Origin
 
 
@@ -17,6 +18,7 @@ def load(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    progress: ProgressArg = None,
 ) -> None:
     """Print the path of the content; of a directory, that of `dest` or of each file."""
     from kachery_p2p.client.files import is_directory_uri, load_file
@@ -24,8 +26,8 @@ def load(
     if is_directory_uri(uri):
         from kachery_p2p.client.origin import origin
 
-        if _names_directory(uri, origin(from_channel, from_node, timeout)):
-            _load_directory(uri, dest, verify, from_channel, from_node, timeout)
+        if _names_directory(uri, origin(from_channel, from_node, timeout), progress):
+            _load_directory(uri, dest, verify, from_channel, from_node, timeout, progress)
             return
     answer(
         load_file(
@@ -35,11 +37,12 @@ def load(
             from_channel=from_channel,
             from_node=from_node,
             timeout=timeout,
+            progress=progress,
         )
     )
 
 
-def _names_directory(uri: str, origin: Origin) -> bool:
+def _names_directory(uri: str, origin: Origin, progress: ProgressArg) -> bool:
     from kachery_p2p.client.directory_lists import look_up
     from kachery_p2p.content.directories import Directory
     from kachery_p2p.content.schemes import DirectoryUri, parse_any
@@ -47,7 +50,11 @@ def _names_directory(uri: str, origin: Origin) -> bool:
     where = parse_any(uri)
     if isinstance(where, DirectoryUri) and not where.path:
         return True
-    return isinstance(look_up(uri, origin)[1], Directory)
+    from kachery_p2p.client.progress import Reporter
+
+    # The list is small, and not what was asked for: a function is not told of it.
+    with Reporter(False if callable(progress) else progress) as reporter:
+        return isinstance(look_up(uri, origin, reporter)[1], Directory)
 
 
 def _load_directory(
@@ -57,6 +64,7 @@ def _load_directory(
     from_channel: str | None,
     from_node: str | None,
     timeout: float | None,
+    progress: ProgressArg,
 ) -> None:
     from kachery_p2p.client.directories import load_dir
     from kachery_p2p.client.wording import printable
@@ -68,6 +76,7 @@ def _load_directory(
         from_channel=from_channel,
         from_node=from_node,
         timeout=timeout,
+        progress=progress,
     )
     if isinstance(loaded, str):
         answer(loaded)

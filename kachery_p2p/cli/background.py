@@ -86,6 +86,10 @@ def arguments(config: NodeConfig) -> Iterator[str]:
         yield "--no-mdns"
     if config.auth_group is not None:
         yield f"--auth-group={config.auth_group}"
+    if config.max_upload is not None:
+        yield f"--max-upload={config.max_upload}B/s"
+    if config.max_download is not None:
+        yield f"--max-download={config.max_download}B/s"
 
 
 def _address(address: tuple[str, int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kachery_p2p.cli.outcome import PROGRAM, note, say_error
+from kachery_p2p.cli.outcome import PROGRAM, say_error, speak_warnings
 
 # Command: module and name of its click command. The order is that of `--help`.
 COMMANDS = {
@@ -27,8 +27,11 @@ COMMANDS = {
     "shared": "sharing:shared",
     "verify": "upkeep:verify",
     "rm": "upkeep:rm",
+    "cache": "cache:cache",
     "doctor": "doctor:doctor",
     "channel": "channels:channel",
+    "bucket": "buckets:bucket",
+    "feed": "feeds:feed",
     "keys": "keys:keys",
     "completion": "completion:completion",
     "node-id": "node:node_id",
@@ -72,7 +75,7 @@ def run_group(arguments: list[str]) -> int:
     if "_KACHERY_P2P_COMPLETE" in os.environ:
         cli.main(arguments, prog_name=PROGRAM)
     if arguments[:1] != ["start"]:
-        _speak_warnings()
+        speak_warnings()
     try:
         with cli.make_context(PROGRAM, arguments) as context:
             cli.invoke(context)
@@ -87,21 +90,6 @@ def run_group(arguments: list[str]) -> int:
     except click.Abort:
         raise KeyboardInterrupt from None
     return 0
-
-
-def _speak_warnings() -> None:
-    """A logged warning is a note for the person; a logged error is also raised, and said then.
-
-    Not in the daemon: it has nobody to raise it to, and its log is its stderr.
-    """
-    import logging
-
-    class Notes(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno < logging.ERROR:
-                note(record.getMessage())
-
-    logging.lastResort = Notes(logging.WARNING)
 
 
 def _sentence(error: click.UsageError) -> str:

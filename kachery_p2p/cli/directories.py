@@ -13,6 +13,7 @@ from kachery_p2p.cli.outcome import answer, note
 from kachery_p2p.cli.sources import origin_of, source_options
 from kachery_p2p.client.directories import store_dir
 from kachery_p2p.client.directory_lists import find_stored, look_up, uri_of
+from kachery_p2p.client.events import ProgressArg
 from kachery_p2p.client.files import Channels, store_files
 from kachery_p2p.client.wording import counted, human_bytes, printable
 from kachery_p2p.content.directories import Directory, FileEntry
@@ -72,7 +73,9 @@ def _described(where: DirectoryUri, path: Path, entry: Directory | FileEntry) ->
 # --- store ----------------------------------------------------------------------------
 
 
-def store_each(paths: Sequence[str], channels: Channels) -> list[str | None]:
+def store_each(
+    paths: Sequence[str], channels: Channels, progress: ProgressArg = None
+) -> list[str | None]:
     """Store files, in groups, and directories; the URI of each, in their order.
 
     StoreFilesError if some were not stored; the others are, and it has their URIs.
@@ -81,14 +84,15 @@ def store_each(paths: Sequence[str], channels: Channels) -> list[str | None]:
     failed: dict[str, KacheryError] = {}
     files = [path for path in paths if not os.path.isdir(path)]
     try:
-        uris |= zip(files, store_files(files, channels=channels), strict=True)
+        stored = store_files(files, channels=channels, progress=progress)
+        uris |= zip(files, stored, strict=True)
     except StoreFilesError as error:
         uris |= zip(files, error.uris, strict=True)
         failed |= error.failed
     for path in dict.fromkeys(paths):
         if os.path.isdir(path):
             try:
-                uris[path] = store_dir(path, channels=channels)
+                uris[path] = store_dir(path, channels=channels, progress=progress)
             except KacheryError as error:
                 failed[path] = error
     if failed:

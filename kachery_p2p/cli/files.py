@@ -10,7 +10,9 @@ import click
 
 from kachery_p2p.cli import answers
 from kachery_p2p.cli.outcome import answer, note, write_bytes
+from kachery_p2p.cli.progress import progress_option
 from kachery_p2p.cli.sources import origin_of, source_options
+from kachery_p2p.client.events import ProgressArg
 from kachery_p2p.client.wording import counted, human_bytes, printable
 from kachery_p2p.content.uris import format_uri, parse_uri
 from kachery_p2p.errors import InvalidRangeError, NotFoundError, StoreFilesError
@@ -33,8 +35,13 @@ PRIVATE_OPTION = click.option("--private", is_flag=True, help="Share in no chann
 @LABEL_OPTION
 @CHANNEL_OPTION
 @PRIVATE_OPTION
+@progress_option
 def store(
-    files: tuple[str, ...], label: str | None, channels: tuple[str, ...], private: bool
+    files: tuple[str, ...],
+    label: str | None,
+    channels: tuple[str, ...],
+    private: bool,
+    progress: ProgressArg,
 ) -> None:
     """Store a copy of each FILE and print its URI. A FILE may be a directory.
 
@@ -47,18 +54,18 @@ def store(
         from kachery_p2p.client.files import store_file
 
         store_one = store_dir if os.path.isdir(files[0]) else store_file
-        answer(store_one(files[0], label, channels=chosen))
+        answer(store_one(files[0], label, channels=chosen, progress=progress))
     elif label is not None:
         raise click.UsageError("--label is for one FILE")
     else:
-        _store_many(files, chosen)
+        _store_many(files, chosen, progress)
 
 
-def _store_many(files: tuple[str, ...], channels: list[str] | None) -> None:
+def _store_many(files: tuple[str, ...], channels: list[str] | None, progress: ProgressArg) -> None:
     from kachery_p2p.cli.directories import store_each
 
     try:
-        uris = store_each(files, channels)
+        uris = store_each(files, channels, progress)
     except StoreFilesError as error:
         _answer_each(error.uris)
         raise
@@ -102,13 +109,28 @@ def _chosen(channels: tuple[str, ...], private: bool) -> list[str] | None:
 )
 @click.option("--verify", is_flag=True, help="Read and verify it first, if it is stored here.")
 @source_options
-def load(uri: str, dest: str | None, verify: bool, **source: Any) -> None:
+@progress_option
+@click.option("--json", "as_json", is_flag=True, help="Of -: print a line of JSON for each URI.")
+def load(uri: str, dest: str | None, verify: bool, as_json: bool, **source: Any) -> None:
     """Print the path of a file with the content of URI, fetching it if need be.
+
+    With - as URI they are read from stdin, one a line, and are all loaded at once; the path of
+    each is printed as soon as it and those before it are there. An empty line is printed for
+    one that cannot be had; the exit code is then that of the first of these.
 
     Of a directory (sha1dir://), a line for each file in it: its path, two spaces, its name
     in the directory; or with --dest the path of the directory that it was written to.
     """
-    answers.load(uri, dest, verify, **source)
+    if uri != "-":
+        if as_json:
+            raise click.UsageError("--json goes with - as URI")
+        answers.load(uri, dest, verify, **source)
+        return
+    if dest is not None or verify:
+        raise click.UsageError("--dest and --verify are for one URI")
+    from kachery_p2p.cli.many import load_lines
+
+    load_lines(0, origin_of(source), as_json, source["progress"])
 
 
 @click.command()
@@ -116,14 +138,15 @@ def load(uri: str, dest: str | None, verify: bool, **source: Any) -> None:
 @click.option("--start", type=click.IntRange(min=0), default=0, help="First byte (default 0).")
 @click.option("--end", type=click.IntRange(min=0), help="The byte after the last (default: all).")
 @source_options
-def cat(uri: str, start: int, end: int | None, **source: Any) -> None:
+@progress_option
+def cat(uri: str, start: int, end: int | None, progress: ProgressArg, **source: Any) -> None:
     """Write the content of URI, or a range of its bytes, to standard output."""
     from kachery_p2p.client.files import is_directory_uri, load_bytes, load_file, wanted_by
 
     if is_directory_uri(uri):
         uri = format_uri(wanted_by(uri, origin_of(source)))
     if start == 0 and end is None:
-        _cat_whole(load_file(uri, **source))
+        _cat_whole(load_file(uri, progress=progress, **source))
         return
     if end is None:
         from kachery_p2p.client.asking import size_of
@@ -134,7 +157,8 @@ def cat(uri: str, start: int, end: int | None, **source: Any) -> None:
     # An empty range there: whether `end` lies inside is known before anything is written.
     load_bytes(uri, end, end, **source)
     for position in range(start, end, CAT_BYTES):
-        write_bytes(load_bytes(uri, position, min(position + CAT_BYTES, end), **source))
+        piece_end = min(position + CAT_BYTES, end)
+        write_bytes(load_bytes(uri, position, piece_end, progress=progress, **source))
 
 
 def _cat_whole(path: str) -> None:

@@ -10,6 +10,12 @@ from kachery_p2p.cli import answers, outcome
 
 # Commands that a second run continues.
 RESUMABLE = ("load", "cat")
+# What commands were called before version 1; see `older`.
+OLDER = (
+    *("store-file", "link-file", "load-file", "cat-file", "find-file"),
+    *("get-channels", "join-channel", "leave-channel", "node-info", "print-messages"),
+    *("start-daemon", "stop-daemon"),
+)
 
 
 def main() -> NoReturn:
@@ -24,6 +30,10 @@ def run(arguments: Sequence[str]) -> int:
     quick = _quick(arguments)
     if quick is not None:
         return outcome.run(quick, resumable=resumable)
+    if arguments and arguments[0] in OLDER:
+        from kachery_p2p.cli import older
+
+        return older.run(f"kachery-p2p {arguments[0]}", arguments[1:])
     return _run_click(arguments, resumable)
 
 

@@ -46,6 +46,19 @@ class Address(click.ParamType[object]):
         return host, int(port)
 
 
+class Rate(click.ParamType[int | None]):
+    """Bytes a second, as in 20MB/s; 0 is no limit. ConfigError for what is none."""
+
+    name = "rate"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        from kachery_p2p.node.config import parse_rate
+
+        return parse_rate(value) if isinstance(value, str) else None
+
+
 def _host_port(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -101,6 +114,13 @@ def _host_port(address: tuple[str, int]) -> str:
 @click.option(
     "--auth-group", metavar="GROUP", help="Let other users of this Unix group use the node."
 )
+@click.option(
+    "--max-upload",
+    type=Rate(),
+    metavar="RATE",
+    help="Send no more than this to all members together, like 20MB/s or 500 KiB/s; 0: no limit.",
+)
+@click.option("--max-download", type=Rate(), metavar="RATE", help="Receive no more than this.")
 @click.option("--background", is_flag=True, help="Return when the node is ready.")
 def start(
     channels: tuple[str, ...],
@@ -115,6 +135,8 @@ def start(
     introduce: bool,
     no_mdns: bool,
     auth_group: str | None,
+    max_upload: int | None,
+    max_download: int | None,
     background: bool,
 ) -> None:
     """Start the node, in this terminal or in the background."""
@@ -133,6 +155,8 @@ def start(
         introduce=introduce,
         mdns=not no_mdns,
         auth_group=auth_group,
+        max_upload=max_upload,
+        max_download=max_download,
     )
     config.check()
     if background:

@@ -52,6 +52,21 @@ def say(kind: str, text: str) -> None:
     print(prefix + printable(text), file=sys.stderr)
 
 
+def speak_warnings() -> None:
+    """A logged warning is a note for the person; a logged error is also raised, and said then.
+
+    Not in the daemon: it has nobody to raise it to, and its log is its stderr.
+    """
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno < logging.ERROR:
+                note(record.getMessage())
+
+    logging.lastResort = Notes(logging.WARNING)
+
+
 def say_error(message: str, hint: str | None) -> None:
     say("error", message)
     if hint:

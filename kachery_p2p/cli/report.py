@@ -22,8 +22,10 @@ def report(told: dict[str, Any]) -> Iterator[str]:
     yield _line("http", told["http"] or "off")
     yield _line("store", told["store"])
     yield _line("version", f"{told['version']}, up {human_seconds(told['uptime_s'])}")
+    yield from _pace(told.get("pace"))
     yield from _peers(told["peers"])
     yield from _loads(told["loads"])
+    yield from _serving(told.get("serving") or [])
     yield from _problems(told)
 
 
@@ -42,6 +44,13 @@ def _line(name: str, value: str) -> str:
     return f"{name:{WIDTH}}{printable(value)}"
 
 
+def _pace(pace: dict[str, Any] | None) -> Iterator[str]:
+    for name, limit in (("upload", "max_upload"), ("download", "max_download")):
+        if pace is not None:
+            most = f"at most {human_bytes(pace[limit])}/s" if pace[limit] else "no limit"
+            yield _line(name, f"{human_bytes(pace[name])}/s, {most}")
+
+
 def _peers(peers: list[dict[str, Any]]) -> Iterator[str]:
     for peer in peers:
         label = peer["label"] or "no label"
@@ -55,9 +64,33 @@ def _loads(loads: list[dict[str, Any]]) -> Iterator[str]:
     for load in loads:
         size = f" of {human_bytes(load['size'])}" if load["size"] else ""
         rate = f"{human_bytes(load['rate'])}/s"
-        sources = ", ".join(load["sources"]) or "nobody yet"
-        done = f"{human_bytes(load['bytes'])}{size}, {rate}, from {sources}"
+        left = load.get("eta_s")
+        parts = [
+            f"{human_bytes(load['bytes'])}{size}",
+            rate,
+            "" if left is None else f"{human_seconds(left)} left",
+            _doing(load),
+            f"{human_bytes(load['wasted'])} in vain" if load.get("wasted") else "",
+        ]
+        done = ", ".join(part for part in parts if part)
         yield _line("loading", f"sha1://{load['content']}  {done}")
+
+
+def _doing(load: dict[str, Any]) -> str:
+    """From whom it comes, and how fast from each; or what else it does."""
+    if load.get("phase") in ("hashing", "finishing"):
+        return str(load["phase"])
+    at_work = [one for one in load.get("by_source") or () if one["state"] in ("serving", "late")]
+    if len(at_work) < 2:
+        return f"from {', '.join(load['sources']) or 'nobody yet'}"
+    return "from " + ", ".join(f"{one['name']} {human_bytes(one['rate'])}/s" for one in at_work)
+
+
+def _serving(serving: list[dict[str, Any]]) -> Iterator[str]:
+    for one in serving:
+        who = f"{one['node_id'][:16]}  {one['label'] or 'no label'}"
+        done = f"{human_bytes(one['bytes'])}, {human_bytes(one['rate'])}/s"
+        yield _line("serving", f"{who}  {done}")
 
 
 def _problems(told: dict[str, Any]) -> Iterator[str]:

@@ -102,6 +102,10 @@ class UnixDaemon:
         # The name of the socket in there.
         self.name = name
         self._pid = 0
+        # What it said of itself on this connection.
+        self._said: dict[str, Any] | None = None
+        # A call runs, and has the connection.
+        self._calling = False
 
     def call(
         self,
@@ -117,6 +121,38 @@ class UnixDaemon:
         never be silent: DaemonTimeoutError after CALL_S_MAX without a sign of life.
         Errors of the daemon are raised as they were there.
         """
+        if self._calling:
+            # A progress function asks something while its call still runs.
+            return self._aside(op, body, progress, timeout_s, descriptor)
+        self._calling = True
+        try:
+            return self._call(op, body, progress, timeout_s, descriptor)
+        finally:
+            self._calling = False
+
+    def _aside(
+        self,
+        op: str,
+        body: dict[str, Any],
+        progress: Progress | None,
+        timeout_s: float | None,
+        descriptor: int | None,
+    ) -> Reply:
+        """The call on a connection of its own."""
+        other = UnixDaemon(self.config_dir, self.name)
+        try:
+            return other.call(op, body, progress, timeout_s, descriptor)
+        finally:
+            other.close()
+
+    def _call(
+        self,
+        op: str,
+        body: dict[str, Any],
+        progress: Progress | None,
+        timeout_s: float | None,
+        descriptor: int | None,
+    ) -> Reply:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         kept = self._drop_if_unusable()
         exchange = _Exchange(self._connected(deadline), deadline)
@@ -128,15 +164,24 @@ class UnixDaemon:
             self.close()
             if kept and not exchange.heard and isinstance(error, DaemonDownError):
                 # A daemon with many clients closes idle connections, this one just as we spoke.
-                return self.call(op, body, progress, timeout_s, descriptor)
+                return self._call(op, body, progress, timeout_s, descriptor)
             raise
         if "error" in reply:
             exchange.close_descriptor()
             raise error_from_map(reply["error"])
         return reply["ok"], exchange.descriptor
 
+    def greeted(self) -> dict[str, Any]:
+        """What `hello` answers, asked once on a connection: behind it is always one daemon."""
+        self._drop_if_unusable()
+        if self._said is None:
+            said = hello(self)
+            self._said = said
+        return self._said
+
     def close(self) -> None:
         """Drop the connection; the next call opens another."""
+        self._said = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -256,14 +301,19 @@ class _Exchange:
         try:
             self._send({"op": op, "body": body}, descriptor)
             while True:
+                answer = update = None
                 for message in self._receive():
                     if "ok" in message:
-                        return {"ok": check_result(OPERATIONS[op], message["ok"])}
-                    if "error" in message:
-                        return message
-                    update = check_progress(message.get("progress"))
-                    if progress is not None:
-                        progress(update)
+                        answer = {"ok": check_result(OPERATIONS[op], message["ok"])}
+                    elif "error" in message:
+                        answer = message
+                    else:
+                        update = check_progress(message.get("progress"))
+                # Of those that came while nobody read, the newest.
+                if progress is not None and update is not None:
+                    progress(update)
+                if answer is not None:
+                    return answer
         except TimeoutError:
             raise DaemonTimeoutError(
                 "the daemon did not answer in time", hint="see `kachery-p2p status`"

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from kachery_p2p.client.events import ProgressArg
 from kachery_p2p.client.files import Channels, PathLike, find_local
 from kachery_p2p.client.origin import Origin
 from kachery_p2p.client.origin import origin as origin_of
@@ -24,6 +25,7 @@ from kachery_p2p.errors import (
 )
 
 if TYPE_CHECKING:
+    from kachery_p2p.client.progress import Reporter
     from kachery_p2p.client.shipment import Shipment
     from kachery_p2p.client.source_tree import SourceTree
     from kachery_p2p.content.directories import Directory, FileEntry
@@ -34,7 +36,13 @@ Path = tuple[str, ...]
 # --- storing --------------------------------------------------------------------------
 
 
-def store_dir(path: PathLike, label: str | None = None, *, channels: Channels = None) -> str:
+def store_dir(
+    path: PathLike,
+    label: str | None = None,
+    *,
+    channels: Channels = None,
+    progress: ProgressArg = None,
+) -> str:
     """Store a copy of every file in the directory and below; the URI of the directory.
 
     One tree has one URI, up to the label, which is the directory's name unless it is given.
@@ -43,6 +51,7 @@ def store_dir(path: PathLike, label: str | None = None, *, channels: Channels = 
     some files cannot be stored (one is being written to) it is a StoreFilesError that says
     which; to store it again is then quick, what was stored is not read again.
     """
+    from kachery_p2p.client.progress import Reporter
     from kachery_p2p.client.shipment import Shipment
     from kachery_p2p.client.source_tree import SourceTree
     from kachery_p2p.client.storing import label_of
@@ -50,11 +59,11 @@ def store_dir(path: PathLike, label: str | None = None, *, channels: Channels = 
 
     path = os.fspath(path)
     label = label_of(path, label)
-    shipment = Shipment(channels)
-    with SourceTree(path) as tree:
+    with SourceTree(path) as tree, Reporter(progress, files_total=tree.count) as reporter:
+        shipment = Shipment(channels, reporter)
         directory = _stored(tree, shipment)
-    listed = shipment.store_value(directory.encode())
-    shipment.share()
+        listed = shipment.store_value(directory.encode())
+        shipment.share()
     return format_any(DirectoryUri(listed.content, label))
 
 
@@ -102,6 +111,7 @@ def load_dir(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    progress: ProgressArg = None,
 ) -> dict[str, str]: ...
 @overload
 def load_dir(
@@ -112,6 +122,7 @@ def load_dir(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    progress: ProgressArg = None,
 ) -> str: ...
 def load_dir(
     uri: str,
@@ -121,6 +132,7 @@ def load_dir(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    progress: ProgressArg = None,
 ) -> dict[str, str] | str:
     """`dest`, which becomes the directory; without it the paths of the stored files, by name.
 
@@ -133,14 +145,17 @@ def load_dir(
     raises a LoadFilesError that says which; the others are then here the next time.
     """
     from kachery_p2p.client.directory_lists import directory_at
+    from kachery_p2p.client.progress import Reporter
 
     origin = origin_of(from_channel, from_node, timeout)
-    directory = directory_at(uri, origin)
-    if dest is None:
-        files = _wanted(directory)
-        return {"/".join(path): stored for path, stored in _loaded(files, origin, verify)}
-    dest = os.fspath(dest)
-    _write_out(directory, dest, origin, verify)
+    with Reporter(progress) as reporter:
+        directory = directory_at(uri, origin, reporter)
+        if dest is None:
+            files = _wanted(directory)
+            loaded = _loaded(files, origin, verify, reporter)
+            return {"/".join(path): stored for path, stored in loaded}
+        dest = os.fspath(dest)
+        _write_out(directory, dest, origin, verify, reporter)
     return dest
 
 
@@ -175,30 +190,35 @@ def _wanted(directory: Directory) -> list[Wanted]:
     return [Wanted(path, uri_of(entry, path[-1]), entry) for path, entry in directory.walk()]
 
 
-def _write_out(directory: Directory, dest: str, origin: Origin, verify: bool) -> None:
+def _write_out(
+    directory: Directory, dest: str, origin: Origin, verify: bool, reporter: Reporter
+) -> None:
     from kachery_p2p.client.destination import Copy, Destination
-    from kachery_p2p.client.progress import StoreReporter
+    from kachery_p2p.client.progress import COPYING
 
     files = _wanted(directory)
     with Destination(dest) as place:
         missing = [file for file in files if not place.has(file.path, file.entry)]
-        loaded = _loaded(missing, origin, verify)
+        loaded = _loaded(missing, origin, verify, reporter)
         sizes = [file.entry.size for file in missing]
         place.make(directory.walk_directories())
         copies = (Copy(*file, size) for file, size in zip(loaded, sizes, strict=True))
-        with StoreReporter(sum(sizes)) as progress:
-            place.fill(copies, progress)
+        reporter.begin(COPYING, sum(sizes))
+        place.fill(copies, reporter.count)
 
 
-def _loaded(files: Sequence[Wanted], origin: Origin, verify: bool) -> list[tuple[Path, str]]:
+def _loaded(
+    files: Sequence[Wanted], origin: Origin, verify: bool, reporter: Reporter
+) -> list[tuple[Path, str]]:
     """The files with the paths of their contents in the store; LoadFilesError if some are not."""
-    from kachery_p2p.client.many import load_files
+    from kachery_p2p.client.many import load_each
 
     if verify:
         _verify([file.uri for file in files])
     texts = [format_uri(file.uri) for file in files]
     try:
-        stored = load_files(texts, origin)
+        reporter.expect(len(dict.fromkeys(texts)))
+        stored = load_each(texts, origin, reporter)
     except LoadFilesError as error:
         names = dict(zip(texts, ("/".join(file.path) for file in files), strict=True))
         failed = {names.get(text, text): one for text, one in error.failed.items()}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from kachery_p2p.client.files import (
     fetch,
@@ -25,6 +26,7 @@ from kachery_p2p.content.schemes import DirectoryUri, parse_any
 from kachery_p2p.content.uris import Uri, parse_uri
 from kachery_p2p.errors import (
     DataFormatError,
+    KacheryError,
     PathNotFoundError,
     UnknownSchemeError,
     UnsupportedValueError,
@@ -35,21 +37,33 @@ from kachery_p2p.limits import (
     KEPT_DIRECTORY_BYTES_MAX,
 )
 
+if TYPE_CHECKING:
+    from kachery_p2p.client.progress import Reporter
 
-def look_up(uri: str, origin: Origin = ANYWHERE) -> tuple[DirectoryUri, Directory | FileEntry]:
+
+def look_up(
+    uri: str, origin: Origin = ANYWHERE, reporter: Reporter | None = None
+) -> tuple[DirectoryUri, Directory | FileEntry]:
     """What a `sha1dir://` URI names, its list being fetched if need be; PathNotFoundError."""
+    where = _directory_uri(uri)
+    return where, _top(where.content, origin, reporter).at(where.path)
+
+
+def _directory_uri(uri: str) -> DirectoryUri:
     where = parse_any(uri)
     if not isinstance(where, DirectoryUri):
         raise UnsupportedValueError(
             "the URI names no directory: it does not begin with sha1dir://",
             hint="use load_file for a file",
         )
-    return where, _top(where.content, origin).at(where.path)
+    return where
 
 
-def directory_at(uri: str, origin: Origin = ANYWHERE) -> Directory:
+def directory_at(
+    uri: str, origin: Origin = ANYWHERE, reporter: Reporter | None = None
+) -> Directory:
     """The directory that the URI names. PathNotFoundError if it is a file."""
-    where, found = look_up(uri, origin)
+    where, found = look_up(uri, origin, reporter)
     if not isinstance(found, Directory):
         raise PathNotFoundError(
             f"{'/'.join(where.path)} is a file of the directory, not a directory in it",
@@ -58,15 +72,46 @@ def directory_at(uri: str, origin: Origin = ANYWHERE) -> Directory:
     return found
 
 
-def file_at(uri: str, origin: Origin = ANYWHERE) -> Uri:
+def file_at(uri: str, origin: Origin = ANYWHERE, reporter: Reporter | None = None) -> Uri:
     """The content of the file that the URI names. PathNotFoundError if it is a directory."""
-    where, found = look_up(uri, origin)
+    where = _directory_uri(uri)
+    return _file_in(_top(where.content, origin, reporter), where)
+
+
+def _file_in(top: Directory, where: DirectoryUri) -> Uri:
+    found = top.at(where.path)
     if isinstance(found, Directory):
         raise PathNotFoundError(
             f"{'/'.join(where.path) or 'the URI'} names a directory, not a file",
             hint="load it with load_dir; `kachery-p2p ls` says what is in it",
         )
     return uri_of(found, where.path[-1])
+
+
+def files_at(
+    uris: Iterable[str], origin: Origin = ANYWHERE, reporter: Reporter | None = None
+) -> dict[str, Uri | KacheryError]:
+    """`file_at` of many, each list being read once; for each URI its content, or why not."""
+    by_list: dict[ContentHash, dict[str, DirectoryUri]] = {}
+    found: dict[str, Uri | KacheryError] = {}
+    for uri in uris:
+        try:
+            where = _directory_uri(uri)
+            by_list.setdefault(where.content, {})[uri] = where
+        except KacheryError as error:
+            found[uri] = error
+    for content, places in by_list.items():
+        try:
+            top = _top(content, origin, reporter)
+        except KacheryError as error:
+            found |= dict.fromkeys(places, error)
+            continue
+        for uri, where in places.items():
+            try:
+                found[uri] = _file_in(top, where)
+            except KacheryError as error:
+                found[uri] = error
+    return found
 
 
 def contents_of(uri: str) -> list[Uri]:
@@ -100,13 +145,13 @@ def uri_of(entry: FileEntry, name: str) -> Uri:
 _decoded: OrderedDict[ContentHash, Directory] = OrderedDict()
 
 
-def _top(content: ContentHash, origin: Origin) -> Directory:
+def _top(content: ContentHash, origin: Origin, reporter: Reporter | None) -> Directory:
     """The directory whose list is this content."""
     directory = _decoded.get(content)
     if directory is not None:
         return directory
     wanted = Uri(content)
-    data = _read_list(find_local(wanted) or fetch(wanted, origin))
+    data = _read_list(find_local(wanted) or fetch(wanted, origin, reporter))
     directory = Directory.decode(data)
     if len(data) <= KEPT_DIRECTORY_BYTES_MAX:
         _decoded[content] = directory

@@ -13,18 +13,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kachery_p2p.client import settings
+from kachery_p2p.client.events import ProgressArg
 from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.client.origin import origin as origin_of
 from kachery_p2p.content.uris import Uri, parse_uri
-from kachery_p2p.errors import DataFormatError, InvalidRangeError, LoadFileError
-from kachery_p2p.limits import VALUE_BYTES_MAX
+from kachery_p2p.errors import InvalidRangeError, LoadFileError
 from kachery_p2p.store.paths import blob_path
 
 if TYPE_CHECKING:
     from kachery_p2p.client.asking import ChannelInfo, Found
+    from kachery_p2p.client.progress import Reporter
 
 Channels = Sequence[str] | None
 PathLike = str | os.PathLike[str]
@@ -33,14 +34,25 @@ PathLike = str | os.PathLike[str]
 # --- storing --------------------------------------------------------------------------
 
 
-def store_file(path: PathLike, label: str | None = None, *, channels: Channels = None) -> str:
-    """Store a copy of the file; its URI, whose name is `label` or else the file's own."""
+def store_file(
+    path: PathLike,
+    label: str | None = None,
+    *,
+    channels: Channels = None,
+    progress: ProgressArg = None,
+) -> str:
+    """Store a copy of the file; its URI, whose name is `label` or else the file's own.
+
+    `progress` is that of `load_file`.
+    """
     from kachery_p2p.client import storing
 
-    return storing.store_path(os.fspath(path), label, channels)
+    return storing.store_path(os.fspath(path), label, channels, progress)
 
 
-def store_files(paths: Iterable[PathLike], *, channels: Channels = None) -> list[str]:
+def store_files(
+    paths: Iterable[PathLike], *, channels: Channels = None, progress: ProgressArg = None
+) -> list[str]:
     """Store a copy of each file; their URIs, in the same order.
 
     Much quicker than one by one: groups of them share the waits for the disk, and one
@@ -49,7 +61,7 @@ def store_files(paths: Iterable[PathLike], *, channels: Channels = None) -> list
     """
     from kachery_p2p.client import many
 
-    return many.store_files(paths, channels)
+    return many.store_files(paths, channels, progress)
 
 
 def link_file(path: PathLike, label: str | None = None, *, channels: Channels = None) -> str:
@@ -63,54 +75,6 @@ def link_file(path: PathLike, label: str | None = None, *, channels: Channels = 
     return storing.link_path(os.fspath(path), label, channels)
 
 
-def store_text(text: str, label: str | None = None, *, channels: Channels = None) -> str:
-    """Store a text as UTF-8; its URI."""
-    from kachery_p2p.client import storing
-    from kachery_p2p.content.values import encode_text
-
-    return storing.store_value(encode_text(text), _named(label, "file.txt"), channels)
-
-
-def store_json(value: Any, label: str | None = None, *, channels: Channels = None) -> str:
-    """Store a value of lists, dicts, texts, numbers, true, false and null; its URI."""
-    from kachery_p2p.client import storing
-    from kachery_p2p.content.values import encode_json
-
-    return storing.store_value(encode_json(value), _named(label, "file.json"), channels)
-
-
-def store_npy(array: Any, label: str | None = None, *, channels: Channels = None) -> str:
-    """Store a numpy array; its URI."""
-    from kachery_p2p.client import storing
-    from kachery_p2p.content.values import encode_npy
-
-    return storing.store_value(encode_npy(array), _named(label, "file.npy"), channels)
-
-
-def store_pkl(value: Any, label: str | None = None, *, channels: Channels = None) -> str:
-    """Store a value of plain Python containers and numpy arrays; its URI."""
-    from kachery_p2p.client import storing
-    from kachery_p2p.content.values import encode_pickle
-
-    return storing.store_value(encode_pickle(value), _named(label, "file.pkl"), channels)
-
-
-def store_object(value: Any, label: str | None = None, *, channels: Channels = None) -> str:
-    """The older name of `store_json`."""
-    _deprecated("store_object", "store_json")
-    return store_json(value, label, channels=channels)
-
-
-def _deprecated(old: str, new: str) -> None:
-    import warnings
-
-    warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
-
-
-def _named(label: str | None, default: str) -> str:
-    return default if label is None else label
-
-
 # --- loading --------------------------------------------------------------------------
 
 
@@ -122,6 +86,7 @@ def load_file(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    progress: ProgressArg = None,
 ) -> str:
     """The path of a file with the content, to be read only; or `dest`, with a copy written to it.
 
@@ -134,16 +99,35 @@ def load_file(
     channel of that name, with `from_node` only from that node (its id, or as much of its
     label as no other connected node has), with `timeout` within so many seconds, or it
     is a LoadTimeoutError.
+
+    What takes longer than a second shows a bar, on a terminal or in a notebook. With
+    `progress` False it does not, with True it does at once and anywhere; a function is called
+    with a `Progress` in this thread: at first, a few times a second, and in the end. What it
+    raises ends the load and is raised here; what has arrived is kept.
     """
     origin = origin_of(from_channel, from_node, timeout)
-    wanted = wanted_by(uri, origin)
+    if progress is not None:
+        from kachery_p2p.client.progress import Reporter
+
+        with Reporter(progress) as reporter:
+            return _load_file(uri, dest, verify, origin, reporter)
+    return _load_file(uri, dest, verify, origin, None)
+
+
+def _load_file(
+    uri: str, dest: PathLike | None, verify: bool, origin: Origin, reporter: Reporter | None
+) -> str:
+    wanted = wanted_by(uri, origin, reporter)
     path = find_local(wanted)
     if path is None:
-        path = fetch(wanted, origin)
-    elif verify:
-        from kachery_p2p.client.local import verify_stored
+        path = fetch(wanted, origin, reporter)
+    else:
+        if reporter is not None:
+            reporter.begin("local", os.stat(path).st_size)
+        if verify:
+            from kachery_p2p.client.local import verify_stored
 
-        verify_stored(wanted)
+            verify_stored(wanted)
     if dest is None:
         return path
     from kachery_p2p.client import loading
@@ -157,6 +141,7 @@ def load_files(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    progress: ProgressArg = None,
 ) -> list[str]:
     """The paths of files with the contents, in the same order, to be read only.
 
@@ -165,7 +150,7 @@ def load_files(
     """
     from kachery_p2p.client import many
 
-    return many.load_files(uris, origin_of(from_channel, from_node, timeout))
+    return many.load_files(uris, origin_of(from_channel, from_node, timeout), progress)
 
 
 def load_bytes(
@@ -176,76 +161,45 @@ def load_bytes(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    verify: str | None = None,
+    progress: ProgressArg = None,
 ) -> bytes:
-    """The bytes from `start` up to, not including, `end`; only they are fetched if it can be."""
+    """The bytes from `start` up to, not including, `end`; only they are fetched if it can be.
+
+    It can if the URI has a root; `verify` is that of `open`, for one that has none.
+    """
     origin = origin_of(from_channel, from_node, timeout)
-    wanted = wanted_by(uri, origin)
+    if progress is None:
+        return _load_bytes(uri, start, end, origin, verify, None)
+    from kachery_p2p.client.progress import Reporter
+
+    with Reporter(progress) as reporter:
+        return _load_bytes(uri, start, end, origin, verify, reporter)
+
+
+def _load_bytes(
+    uri: str,
+    start: int,
+    end: int,
+    origin: Origin,
+    verify: str | None,
+    reporter: Reporter | None,
+) -> bytes:
+    wanted = wanted_by(uri, origin, reporter)
     if not 0 <= start <= end:
         raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
     path = find_local(wanted)
     if path is not None:
+        if reporter is not None:
+            reporter.begin("local", end - start)
         return read_range(path, start, end)
     from kachery_p2p.client import loading
+    from kachery_p2p.client.vouching import vouched
 
-    return loading.fetch_range(wanted, start, end, origin)
-
-
-def load_text(
-    uri: str,
-    *,
-    from_channel: str | None = None,
-    from_node: str | None = None,
-    timeout: float | None = None,
-) -> str:
-    """The content as text, which must be UTF-8."""
-    from kachery_p2p.content.values import decode_text
-
-    return decode_text(_load_value(uri, from_channel, from_node, timeout))
-
-
-def load_json(
-    uri: str,
-    *,
-    from_channel: str | None = None,
-    from_node: str | None = None,
-    timeout: float | None = None,
-) -> Any:
-    """The content as the value that its JSON says."""
-    from kachery_p2p.content.values import decode_json
-
-    return decode_json(_load_value(uri, from_channel, from_node, timeout))
-
-
-def load_npy(
-    uri: str,
-    *,
-    from_channel: str | None = None,
-    from_node: str | None = None,
-    timeout: float | None = None,
-) -> Any:
-    """The content as a numpy array."""
-    from kachery_p2p.content.values import decode_npy
-
-    return decode_npy(_load_value(uri, from_channel, from_node, timeout))
-
-
-def load_pkl(
-    uri: str,
-    *,
-    from_channel: str | None = None,
-    from_node: str | None = None,
-    timeout: float | None = None,
-) -> Any:
-    """The content as the value that was pickled. A pickle that could run code is refused."""
-    from kachery_p2p.content.values import decode_pickle
-
-    return decode_pickle(_load_value(uri, from_channel, from_node, timeout))
-
-
-def load_object(uri: str) -> Any:
-    """The older name of `load_json`."""
-    _deprecated("load_object", "load_json")
-    return load_json(uri)
+    until = origin.until()
+    wanted = vouched(wanted, origin, verify, stacklevel=3)
+    origin = origin._replace(timeout_s=until.left_s)
+    return loading.fetch_range(wanted, start, end, origin, reporter)
 
 
 def find_file(
@@ -281,12 +235,12 @@ def get_node_id() -> str:
     return asking.node_id()
 
 
-def wanted_by(uri: str, origin: Origin = ANYWHERE) -> Uri:
+def wanted_by(uri: str, origin: Origin = ANYWHERE, reporter: Reporter | None = None) -> Uri:
     """The content that the URI names; of a file in a directory, after a look into its list."""
     if is_directory_uri(uri):
         from kachery_p2p.client import directory_lists
 
-        return directory_lists.file_at(uri, origin)
+        return directory_lists.file_at(uri, origin, reporter)
     return parse_uri(uri)
 
 
@@ -349,26 +303,8 @@ def pread_all(descriptor: int, offset: int, length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def fetch(wanted: Uri, origin: Origin = ANYWHERE) -> str:
+def fetch(wanted: Uri, origin: Origin = ANYWHERE, reporter: Reporter | None = None) -> str:
     """The path of a content that is not here, once the daemon has brought it."""
     from kachery_p2p.client import loading
 
-    return loading.fetch(wanted, origin)
-
-
-def _load_value(
-    uri: str, from_channel: str | None, from_node: str | None, timeout: float | None
-) -> bytes:
-    """All bytes of something small enough to be a value."""
-    path = load_file(uri, from_channel=from_channel, from_node=from_node, timeout=timeout)
-    descriptor = open_stored(path)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size > VALUE_BYTES_MAX:
-            raise DataFormatError(
-                f"the content has {size} bytes, more than the {VALUE_BYTES_MAX} of a value",
-                hint="use load_file or load_bytes",
-            )
-        return pread_all(descriptor, 0, size)
-    finally:
-        os.close(descriptor)
+    return loading.fetch(wanted, origin, reporter)

@@ -9,7 +9,7 @@ import os
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kachery_p2p.client.daemon import Progress, Reply
 from kachery_p2p.client.origin import ANYWHERE, Origin
@@ -28,8 +28,12 @@ from kachery_p2p.wire.operations import (
     error_from_map,
 )
 
-# A line of progress or a result is a few kilobytes; `share` may list 4,096 hashes.
-LINE_BYTES_MAX = 1 << 20
+if TYPE_CHECKING:
+    from kachery_p2p.client.progress import Reporter
+
+# A line of progress or a result is a few kilobytes; `share` may list 4,096 hashes, and a message of
+# a feed have 1 MiB, of which JSON can make three.
+LINE_BYTES_MAX = 4 << 20
 
 
 class HttpDaemon:
@@ -85,12 +89,13 @@ class HttpDaemon:
             raise DaemonProtocolError("the daemon answered with another range than was asked for")
         return data
 
-    def put_blob(self, content: str, file: IO[bytes]) -> None:
-        """Hand the daemon a blob that it lacks."""
+    def put_blob(self, content: str, file: IO[bytes], reporter: Reporter | None = None) -> None:
+        """Hand the daemon a blob that it lacks; `reporter` counts what is sent."""
         size = os.fstat(file.fileno()).st_size
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         with _Exchange(self, None) as exchange:
-            exchange.request("PUT", _blob_target(content, None), file, headers).read(LINE_BYTES_MAX)
+            body = file if reporter is None else _Sent(file, reporter)
+            exchange.request("PUT", _blob_target(content, None), body, headers).read(LINE_BYTES_MAX)
 
     def open(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(
@@ -108,6 +113,19 @@ class HttpDaemon:
             f"no daemon answers at {self._host}:{self._port}: {error.strerror or error}",
             hint="check KACHERY_DAEMON_HOST and KACHERY_DAEMON_PORT, and that it runs there",
         )
+
+
+class _Sent:
+    """A file that is counted as it is read."""
+
+    def __init__(self, file: IO[bytes], reporter: Reporter) -> None:
+        self._file = file
+        self._reporter = reporter
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._reporter.count(len(data))
+        return data
 
 
 class _Exchange:
@@ -139,7 +157,7 @@ class _Exchange:
         self,
         method: str,
         target: str,
-        body: bytes | IO[bytes] | None = None,
+        body: bytes | IO[bytes] | _Sent | None = None,
         headers: dict[str, str] | None = None,
     ) -> http.client.HTTPResponse:
         """The response, if it is a good one; the daemon's error is raised as it was there."""

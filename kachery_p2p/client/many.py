@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from kachery_p2p.client.files import Channels, PathLike, fetch, find_local
+from kachery_p2p.client.events import ProgressArg
+from kachery_p2p.client.files import Channels, PathLike, find_local, is_directory_uri
 from kachery_p2p.client.origin import ANYWHERE, Origin
+from kachery_p2p.client.progress import Reporter
 from kachery_p2p.content.uris import Uri, parse_uri
 from kachery_p2p.errors import (
     KacheryError,
@@ -19,12 +21,14 @@ from kachery_p2p.errors import (
 One = TypeVar("One")
 
 
-def store_files(paths: Iterable[PathLike], channels: Channels) -> list[str]:
+def store_files(
+    paths: Iterable[PathLike], channels: Channels, progress: ProgressArg = None
+) -> list[str]:
     """Store a copy of each file; their URIs. StoreFilesError if some were not stored."""
-    from kachery_p2p.client.storing import store_paths
+    from kachery_p2p.client.storing_many import store_paths
 
     names = [os.fspath(path) for path in _several("paths", paths)]
-    outcomes = store_paths(names, channels)
+    outcomes = store_paths(names, channels, progress)
     failed = {
         name: one
         for name, one in zip(names, outcomes, strict=True)
@@ -37,35 +41,92 @@ def store_files(paths: Iterable[PathLike], channels: Channels) -> list[str]:
     return [uri for uri in uris if uri is not None]
 
 
-def load_files(uris: Iterable[str], origin: Origin = ANYWHERE) -> list[str]:
+def load_files(
+    uris: Iterable[str], origin: Origin = ANYWHERE, progress: ProgressArg = None
+) -> list[str]:
     """Paths of files with the contents. LoadFilesError if some could not be had."""
     texts = list(_several("URIs", uris))
-    wanted, failed = _parsed(texts)
+    with Reporter(progress, files_total=len(dict.fromkeys(texts))) as reporter:
+        return load_each(texts, origin, reporter)
+
+
+def load_each(texts: Sequence[str], origin: Origin, reporter: Reporter) -> list[str]:
+    """`load_files` within a call that has a reporter."""
+    failed = _mistyped(texts)
     if failed:
         # Before anything is fetched: a mistyped one may be noticed hours later otherwise.
         raise _not_loaded(failed, len(texts))
-    paths: dict[str, str] = {}
-    for find in (find_local, lambda one: fetch(one, origin)):
-        for text in wanted:
-            try:
-                if text not in paths and text not in failed and (path := find(wanted[text])):
-                    paths[text] = path
-            except KacheryError as error:
-                failed[text] = error
+    found = outcomes_of(texts, origin, reporter)
+    failed = {text: one for text, one in found.items() if isinstance(one, KacheryError)}
     if failed:
         raise _not_loaded(failed, len(texts))
-    return [paths[text] for text in texts]
+    return [str(found[text]) for text in texts]
 
 
-def _parsed(texts: list[str]) -> tuple[dict[str, Uri], dict[str, KacheryError]]:
+def outcomes_of(
+    texts: Sequence[str], origin: Origin, reporter: Reporter
+) -> dict[str, str | KacheryError]:
+    """By URI the path of a file with its content, or why it could not be had."""
+    found: dict[str, str | KacheryError] = {}
     wanted: dict[str, Uri] = {}
-    failed: dict[str, KacheryError] = {}
-    for text in texts:
+    in_directories = []
+    for text in dict.fromkeys(texts):
+        if is_directory_uri(text):
+            in_directories.append(text)
+            continue
         try:
             wanted[text] = parse_uri(text)
         except KacheryError as error:
+            found[text] = error
+    missing = _find_all(wanted, found, reporter)
+    if in_directories:
+        missing |= _in_directories(in_directories, found, origin, reporter)
+    if missing:
+        from kachery_p2p.client.batches import fetch_many
+
+        fetched = fetch_many(list(missing.values()), origin, reporter, len(found))
+        found |= {text: fetched[one] for text, one in missing.items()}
+    return found
+
+
+def _in_directories(
+    texts: list[str], found: dict[str, str | KacheryError], origin: Origin, reporter: Reporter
+) -> dict[str, Uri]:
+    """The contents of files in directories, as far as they are not stored here."""
+    from kachery_p2p.client.directory_lists import files_at
+
+    named = files_at(texts, origin, reporter)
+    found |= {text: one for text, one in named.items() if isinstance(one, KacheryError)}
+    wanted = {text: one for text, one in named.items() if isinstance(one, Uri)}
+    return _find_all(wanted, found, reporter)
+
+
+def _find_all(
+    wanted: dict[str, Uri], found: dict[str, str | KacheryError], reporter: Reporter
+) -> dict[str, Uri]:
+    """Note in `found` what is stored here; the rest."""
+    for text, one in wanted.items():
+        try:
+            path = find_local(one)
+        except KacheryError as error:
+            found[text] = error
+        else:
+            if path is not None:
+                found[text] = path
+                reporter.file_done()
+    return {text: one for text, one in wanted.items() if text not in found}
+
+
+def _mistyped(texts: Sequence[str]) -> dict[str, KacheryError]:
+    from kachery_p2p.content.schemes import parse_any
+
+    failed: dict[str, KacheryError] = {}
+    for text in texts:
+        try:
+            (parse_any if is_directory_uri(text) else parse_uri)(text)
+        except KacheryError as error:
             failed[text] = error
-    return wanted, failed
+    return failed
 
 
 def _not_loaded(failed: Mapping[str, KacheryError], count: int) -> LoadFilesError:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import io
 import os
-from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO
 
 from kachery_p2p.client.files import (
     fetch,
     find_local,
     is_directory_uri,
-    load_bytes,
     open_stored,
     wanted_by,
 )
-from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.client.origin import origin as origin_of
 from kachery_p2p.content.uris import format_uri
-from kachery_p2p.limits import CHUNK_BYTES, OPENED_BLOCKS_MAX, OPENED_READ_BYTES_MAX
+from kachery_p2p.limits import CHUNK_BYTES, OPENED_BUFFER_BYTES
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+    from kachery_p2p.client.blocks import Blocks
 
 
 def open(
@@ -30,38 +29,53 @@ def open(
     from_channel: str | None = None,
     from_node: str | None = None,
     timeout: float | None = None,
+    verify: str | None = None,
 ) -> BinaryIO:
     """The content as a binary file, open for reading, with seek; close it, or use `with`.
 
     What is stored here is read in place. Of what is not, blocks of 1 MiB are fetched and
-    verified as they are read, if the URI has a root; else the whole is fetched first.
-    Threads may share it, though it has only one position. `from_channel`, `from_node` and
-    `timeout` are those of `load_file`, for each time that something is fetched.
+    verified as they are read, and those ahead of whoever reads one after the other. That
+    takes a root in the URI, which those of files over 1 MiB have; without one the whole is
+    fetched first, and a warning says so. With `verify="provider"` it is not: then nothing
+    but the word of who has the file says that the bytes belong to its hash.
+
+    Threads may share the file, though it has only one position; so may forked processes.
+    `from_channel`, `from_node` and `timeout` are those of `load_file`, for each time that
+    something is fetched.
     """
     origin = origin_of(from_channel, from_node, timeout)
     wanted = wanted_by(uri, origin)
     path = find_local(wanted)
-    if path is None and wanted.root is None:
-        path = fetch(wanted, origin)
+    if path is None:
+        from kachery_p2p.client.vouching import vouched
+
+        wanted = vouched(wanted, origin, verify, stacklevel=2)
+        if wanted.root is None:
+            path = fetch(wanted, origin)
     if path is not None:
         return io.BufferedReader(io.FileIO(path, opener=lambda name, _: open_stored(name)))
-    from kachery_p2p.client.loading import fetch_size
+    from kachery_p2p.client.blocks import open_blocks
 
-    if is_directory_uri(uri):
-        # Its list is not to be looked into again for each block.
-        uri = format_uri(wanted)
-    return io.BufferedReader(RemoteFile(uri, fetch_size(wanted, origin), origin))
+    # Of a file in a directory, what it is rather than where: that is known only as of now.
+    name = format_uri(wanted) if is_directory_uri(uri) else uri
+    return io.BufferedReader(RemoteFile(name, open_blocks(wanted, origin)), OPENED_BUFFER_BYTES)
 
 
 class RemoteFile(io.RawIOBase):
     """The bytes behind a URI, fetched as they are read. A BufferedReader in front locks it."""
 
-    def __init__(self, uri: str, size: int, origin: Origin = ANYWHERE) -> None:
-        self.name = uri
-        self._origin = origin
-        self._size = size
+    mode = "rb"
+
+    def __init__(self, name: str, blocks: Blocks) -> None:
+        from kachery_p2p.client.ahead import Ahead
+        from kachery_p2p.client.read_ahead import ReadAhead
+
+        self.name = name
+        self._blocks = blocks
+        self._read_ahead = ReadAhead(blocks.count, blocks.ahead_max)
+        self._ahead = Ahead(blocks)
+        self._told = range(0)
         self._position = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     def readable(self) -> bool:
         return True
@@ -69,9 +83,14 @@ class RemoteFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """As of any file; beyond the end there is nothing to read."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
+        self._check_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._blocks.size}
         if whence not in base:
             raise ValueError(f"{whence} is not a way to seek")
         if base[whence] + offset < 0:
@@ -81,37 +100,47 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Fill as much of `buffer` as one block, or one large request, has; 0 at the end."""
+        self._check_open()
+        target = memoryview(buffer).cast("B")
+        position = self._position
+        left = min(len(target), self._blocks.size - position)
+        if left <= 0:
+            return 0
+        here = self._have(position, left)
+        end = min(position + left, here.stop * CHUNK_BYTES)
+        while not (count := self._blocks.read_into(position, target[: end - position])):
+            self._blocks.ensure(here)
+        self._position += count
+        return count
+
+    def _have(self, position: int, length: int) -> range:
+        """The first blocks of these bytes, once they are here; more are under way."""
+        first, stop = position // CHUNK_BYTES, -(-(position + length) // CHUNK_BYTES)
+        # Of a short read the rest may be for the buffer in front, and wanted by nobody.
+        count = 1 if length <= CHUNK_BYTES else min(stop - first, self._blocks.run_max)
+        here = range(first, first + count)
+        ahead = self._read_ahead.read(here, stop if length > CHUNK_BYTES else 0)
+        if ahead != self._told:
+            self._told = ahead
+            self._ahead.want(ahead)
+        self._blocks.ensure(here)
+        return here
+
+    def readall(self) -> bytes:
+        """All that is left, in large requests."""
+        data = bytearray(max(self._blocks.size - self._position, 0))
+        view, filled = memoryview(data), 0
+        while filled < len(data):
+            filled += self.readinto(view[filled:])
+        view.release()
+        return bytes(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._ahead.want(range(0))
+            self._blocks.close()
+        super().close()
+
+    def _check_open(self) -> None:
         if self.closed:
             raise ValueError("the file is closed")
-        target = memoryview(buffer).cast("B")
-        data = self._next(len(target))
-        target[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def _next(self, wanted: int) -> bytes | memoryview:
-        """Up to `wanted` bytes at the position: of one block, or as many whole ones as fit."""
-        wanted = min(wanted, self._size - self._position)
-        if wanted <= 0:
-            return b""
-        if wanted > CHUNK_BYTES:
-            end = self._position + min(wanted, OPENED_READ_BYTES_MAX)
-            return self._load(self._position, end)
-        number, offset = divmod(self._position, CHUNK_BYTES)
-        return memoryview(self._block(number))[offset : offset + wanted]
-
-    def _load(self, start: int, end: int) -> bytes:
-        channel, node, timeout_s = self._origin
-        return load_bytes(
-            self.name, start, end, from_channel=channel, from_node=node, timeout=timeout_s
-        )
-
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            start = number * CHUNK_BYTES
-            data = self._load(start, min(start + CHUNK_BYTES, self._size))
-            if len(self._blocks) >= OPENED_BLOCKS_MAX:
-                self._blocks.popitem(last=False)
-            self._blocks[number] = data
-        self._blocks.move_to_end(number)
-        return self._blocks[number]

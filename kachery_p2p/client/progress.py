@@ -1,21 +1,33 @@
-"""Progress, for people: a line on a terminal, a bar in a notebook, else nothing.
+"""Progress of one call: what the daemon tells and what is counted here, for whoever looks.
 
-It never breaks a load or a store: whatever goes wrong here ends the showing, not the work.
+A bar never breaks a load or a store: whatever goes wrong there ends the showing, not the
+work. A function of the user's does: what it raises is what the call raises.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from kachery_p2p.client.wording import human_bytes, human_seconds, printable
+from kachery_p2p.client.bars import Shown, bar_for_now
+from kachery_p2p.client.events import (
+    Progress,
+    ProgressArg,
+    ProgressSource,
+    check_progress_arg,
+)
 
 if TYPE_CHECKING:
     from typing import Self
+
+# The phases of what is done here.
+STORING = "storing"
+SENDING = "sending"
+COPYING = "copying"
+LOCAL = "local"
 
 # What takes no longer than this is not worth a line.
 QUIET_S = 1.0
@@ -23,108 +35,183 @@ QUIET_S = 1.0
 SHOWN_EVERY_S = 0.1
 
 
-class Reporter:
-    """Told how far it is; shows it once it has taken more than a second."""
+class _Ended(BaseException):
+    """What a user's function raised, on its way out through everything that handles errors."""
 
-    def __init__(self) -> None:
-        self._started_s = time.monotonic()
-        self._next_s = QUIET_S
-        self._shown: _Line | _Bar | None = None
-        self._silent = False
+    def __init__(self, raised: BaseException) -> None:
+        super().__init__()
+        self.raised = raised
+
+
+class Reporter:
+    """Told how far a call is; shows it as the argument `progress` says. Used with `with`.
+
+    `files_total` is for calls about many files. Counts may come from any thread; they are shown,
+    and a function called, in the thread that made it.
+    """
+
+    def __init__(self, progress: ProgressArg = None, *, files_total: int | None = None) -> None:
+        """UnsupportedValueError for a `progress` that is none."""
+        check_progress_arg(progress)
+        self._function = progress if callable(progress) else None
+        self._bars = progress is None or progress is True
+        self._always = progress is True
+        self._thread = threading.get_ident()
+        self._shown: Shown | None = None
+        self._began_s = time.monotonic()
+        self._next_s = self._began_s + (QUIET_S if progress is None else 0.0)
+        self._latest = Progress("asking", files_total=files_total)
+        # Of files that were told of one by one.
+        self._files = None if files_total is None else 0
+        self._files_bytes = 0
+        # Of what is counted here, in this phase.
+        self._counting = threading.Lock()
+        self._counted_bytes, self._counts = 0, False
+        self._phase_began_s = self._began_s
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._shown is not None:
             with contextlib.suppress(Exception):
                 self._shown.close()
+        if isinstance(error, _Ended):
+            raise error.raised from None
+        if error is None and self._function is not None:
+            self._function(self._last())
+
+    # --- what it is told ----------------------------------------------------------------
 
     def tell(self, update: dict[str, Any]) -> None:
-        """One update, as the daemon sends them."""
-        elapsed_s = time.monotonic() - self._started_s
-        if self._silent or elapsed_s < self._next_s or update.get("bytes") is None:
+        """One update, as the daemon sends them: of the call, or of one of its files."""
+        if update.get("phase") is None and update.get("bytes") is None:
             return
-        self._next_s = elapsed_s + SHOWN_EVERY_S
+        told = _told(update, time.monotonic() - self._began_s)
+        if self._files is not None and told.files_total is None:
+            told = told._replace(
+                bytes=self._files_bytes + told.bytes,
+                size=None,
+                eta_s=None,
+                files=self._files,
+                files_total=self._latest.files_total,
+            )
+        self._show(told)
+
+    def expect(self, files_total: int) -> None:
+        """It turned out that the call is about so many files."""
+        self._files = 0
+        self._latest = self._latest._replace(files=0, files_total=files_total)
+
+    def file_done(self, byte_count: int = 0) -> None:
+        """One more of the files is here, with so many bytes."""
+        self._files = (self._files or 0) + 1
+        self._files_bytes += byte_count
+        done = self._counted_bytes if self._counts else self._files_bytes
+        self._show(self._latest._replace(files=self._files, bytes=done))
+
+    def begin(self, phase: str, size: int | None = None) -> None:
+        """From now on bytes are counted here, up to `size` if that is known."""
+        self._phase_began_s = time.monotonic()
+        self._counted_bytes, self._counts = 0, True
+        last = self._latest
+        self._show(Progress(phase, size=size, files=last.files, files_total=last.files_total))
+
+    def count(self, byte_count: int) -> None:
+        """So many more bytes are done; in any thread."""
+        with self._counting:
+            self._counted_bytes += byte_count
+        if threading.get_ident() == self._thread and time.monotonic() >= self._next_s:
+            self._show(self._counted())
+
+    def counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """The pieces, counted as they are taken."""
+        for piece in pieces:
+            yield piece
+            self.count(len(piece))
+
+    def _counted(self) -> Progress:
+        done, last = self._counted_bytes, self._latest
+        seconds = time.monotonic() - self._phase_began_s
+        rate = done / seconds if seconds > 0 else 0.0
+        # What is counted may have grown since its size was looked at.
+        size = None if last.size is None else max(last.size, done)
+        left_s = None if size is None or not rate else (size - done) / rate
+        return last._replace(bytes=done, size=size, rate=rate, eta_s=left_s)
+
+    def _last(self) -> Progress:
+        """The end of a call that succeeded."""
+        last = self._latest
+        done = max(last.bytes, last.size or 0, self._counted_bytes)
+        return last._replace(
+            phase="done",
+            bytes=done,
+            size=done,
+            eta_s=0.0,
+            elapsed_s=time.monotonic() - self._began_s,
+            waiting_for=None,
+            files=last.files_total,
+        )
+
+    # --- what it shows ------------------------------------------------------------------
+
+    def _show(self, progress: Progress) -> None:
+        new_phase = progress.phase != self._latest.phase
+        self._latest = progress
+        now = time.monotonic()
+        # A function hears of every phase, however short.
+        if now < self._next_s and not (new_phase and self._function is not None):
+            return
+        self._next_s = now + SHOWN_EVERY_S
+        progress = progress._replace(elapsed_s=now - self._began_s)
+        if self._function is not None:
+            try:
+                self._function(progress)
+            except BaseException as error:
+                raise _Ended(error) from None
+        elif self._bars:
+            self._show_bar(progress)
+
+    def _show_bar(self, progress: Progress) -> None:
         try:
             if self._shown is None:
-                self._shown = _choose()
+                self._shown = bar_for_now(always=self._always)
             if self._shown is None:
-                self._silent = True
+                self._bars = False
             else:
-                self._shown.show(update, elapsed_s)
+                self._shown.show(progress)
         except Exception:
-            self._silent = True
+            self._bars = False
 
 
-class StoreReporter(Reporter):
-    """A Reporter of our own storing: called with each further number of bytes taken."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
-        self._bytes = 0
-
-    def __call__(self, count: int) -> None:
-        self._bytes += count
-        self.tell({"bytes": self._bytes, "size": max(self._size, self._bytes)})
-
-
-def _choose() -> _Line | _Bar | None:
-    if "ipykernel" in sys.modules:
-        return _Bar()
-    return _Line() if sys.stderr is not None and sys.stderr.isatty() else None
-
-
-class _Line:
-    """One line on the terminal, written over again and wiped in the end."""
-
-    def show(self, update: dict[str, Any], elapsed_s: float) -> None:
-        # 0 is what a terminal says that was never told its size.
-        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        sys.stderr.write("\r\x1b[K" + describe(update, elapsed_s)[: width - 1])
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+def _told(update: dict[str, Any], elapsed_s: float) -> Progress:
+    """What the daemon says. An older one says bytes, size and names only."""
+    rate, done = update.get("rate"), update.get("bytes") or 0
+    sources = update.get("by_source")
+    if sources is None:
+        sources = [{"name": name, "state": "serving"} for name in update.get("sources") or ()]
+    return Progress(
+        phase=update.get("phase") or "fetching",
+        bytes=done,
+        size=update.get("size"),
+        rate=done / elapsed_s if rate is None and elapsed_s > 0 else rate or 0.0,
+        eta_s=update.get("eta_s"),
+        reused=update.get("reused") or 0,
+        wasted=update.get("wasted") or 0,
+        waiting_for=update.get("waiting_for"),
+        sources=tuple(map(_source, sources)),
+        files=update.get("files"),
+        files_total=update.get("files_total"),
+    )
 
 
-class _Bar:
-    """tqdm's bar for notebooks."""
-
-    def __init__(self) -> None:
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(unit="B", unit_scale=True)
-
-    def show(self, update: dict[str, Any], elapsed_s: float) -> None:
-        self._bar.total = update.get("size")
-        if "sources" in update:
-            self._bar.set_description_str(_serving(update["sources"] or []), refresh=False)
-        self._bar.update(update["bytes"] - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def describe(update: dict[str, Any], elapsed_s: float) -> str:
-    """`212.4 MB of 1.0 GB, 88.0 MB/s, 9 s left, from lab-pc`."""
-    done, size = update["bytes"], update.get("size")
-    rate = done / elapsed_s
-    parts = [human_bytes(done) + (f" of {human_bytes(size)}" if size else "")]
-    parts.append(f"{human_bytes(rate)}/s")
-    if size and rate > 0:
-        parts.append(f"{human_seconds((size - done) / rate)} left")
-    if sources := update.get("sources"):
-        parts.append(_serving(sources))
-    return ", ".join(parts)
-
-
-def _serving(sources: Sequence[str]) -> str:
-    """Who serves. Labels are other people's words: nothing in them may steer the terminal."""
-    if not sources:
-        return "waiting"
-    names = [printable(name)[:24] for name in sources[:3]]
-    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
-    return "from " + ", ".join(names) + more
+def _source(told: dict[str, Any]) -> ProgressSource:
+    return ProgressSource(
+        node_id=told.get("node_id"),
+        name=told.get("name"),
+        channel=told.get("channel"),
+        state=told["state"],
+        rate=told.get("rate") or 0.0,
+        bytes=told.get("bytes") or 0,
+        wasted=told.get("wasted") or 0,
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kachery_p2p.client.files import Channels
 from kachery_p2p.client.local import open_store
-from kachery_p2p.client.progress import StoreReporter
+from kachery_p2p.client.progress import STORING, Reporter
 from kachery_p2p.client.storing import (
     as_descriptor,
     check_channels,
@@ -40,9 +40,10 @@ class Kept(NamedTuple):
 class Shipment:
     """Stores for one call with these `channels`; `share` ends it."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, reporter: Reporter) -> None:
         check_channels(channels)
         self._channels = channels
+        self._reporter = reporter
         self._running = running_daemon()
         self._keeper: Daemon | None = None
         if self._running is not None and not shares_our_store(self._running):
@@ -55,19 +56,21 @@ class Shipment:
 
         A descriptor is used until GROUP_OBJECTS_MIN more have been taken, or all.
         """
-        with StoreReporter(size) as progress:
-            if self._keeper is not None:
-                for descriptor in descriptors:
-                    kept = self._handed_over(self._keeper, descriptor)
-                    progress(kept.size)
-                    yield kept
-                return
-            with open_store() as store:
-                for outcome in store.put_many(descriptors, progress):
-                    if isinstance(outcome, KacheryError):
-                        yield outcome
-                    else:
-                        yield self._noted(outcome.content, outcome.root, outcome.size)
+        self._reporter.begin(STORING, size)
+        if self._keeper is not None:
+            for descriptor in descriptors:
+                kept = self._handed_over(self._keeper, descriptor)
+                self._reporter.count(kept.size)
+                self._reporter.file_done()
+                yield kept
+            return
+        with open_store() as store:
+            for outcome in store.put_many(descriptors, self._reporter.count):
+                self._reporter.file_done()
+                if isinstance(outcome, KacheryError):
+                    yield outcome
+                else:
+                    yield self._noted(outcome.content, outcome.root, outcome.size)
 
     def store_value(self, data: bytes) -> Kept:
         """Store bytes that are in memory."""
@@ -86,7 +89,7 @@ class Shipment:
         if self._keeper is None:
             with open_store() as store:
                 store.flush_index()
-            share_new(list(self._contents), self._channels, self._running)
+            share_new(list(self._contents), self._channels, self._running, self._reporter)
 
     def _handed_over(self, keeper: Daemon, descriptor: int) -> Kept:
         listed = None if self._channels is None else list(self._channels)

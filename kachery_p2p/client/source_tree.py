@@ -86,6 +86,11 @@ class SourceTree:
             for name in names:
                 yield (*path, name)
 
+    @property
+    def count(self) -> int:
+        """How many files there are."""
+        return sum(len(names) for _, names in self.directories)
+
     def shown(self, path: Path) -> str:
         """What a person calls the file or directory at `path`, fit for an error message."""
         return printable(os.path.join(self._top, *path))

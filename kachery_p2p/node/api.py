@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +23,15 @@ from kachery_p2p.errors import (
 from kachery_p2p.limits import FIND_S_MAX
 from kachery_p2p.node.asked import content_and_root, sources
 from kachery_p2p.node.doors import Call, Handlers, pieces_in_thread
+from kachery_p2p.node.many_api import ManyApi
 from kachery_p2p.node.parts import Parts
+from kachery_p2p.node.progress import STORING, Counting, Telling
 from kachery_p2p.node.sharing_api import SharingApi
 from kachery_p2p.node.status import status_of
 from kachery_p2p.store.blobs import Stored
 from kachery_p2p.store.objects import Opened
+from kachery_p2p.transfer.progress import ASKING, HASHING
 from kachery_p2p.transfer.sources import Claim, Source
-from kachery_p2p.transfer.waiters import State
 from kachery_p2p.wire.operations import DOOR_VERSION, check_version
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ _NOT_FOR_GUESTS: dict[str, Any] = {
     "loads": [],
     "pending_shares": 0,
     "bytes_served": 0,
+    "pace": None,
+    "serving": [],
     "problems": [],
 }
 
@@ -51,6 +56,7 @@ class Api:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._sharing = SharingApi(parts)
+        self._many = ManyApi(parts, self._local)
 
     def handlers(self) -> Handlers:
         return {
@@ -59,6 +65,7 @@ class Api:
             "channels": self._channels,
             "load": self._load,
             "load_range": self._load_range,
+            "load_many": self._many.load_many,
             "find": self._find,
             "store": self._store,
             "put": self._put,
@@ -100,7 +107,7 @@ class Api:
 
     async def _load(self, call: Call) -> dict[str, Any]:
         content, root = content_and_root(call.body)
-        opened = await self._local(content, root)
+        opened = await self._local(content, root, call)
         if opened is None:
             with _within(call):
                 await self._download(content, root, call)
@@ -118,7 +125,7 @@ class Api:
     async def _load_range(self, call: Call) -> dict[str, Any]:
         content, root = content_and_root(call.body)
         start, end = call.body["start"], call.body["end"]
-        opened = await self._local(content, root)
+        opened = await self._local(content, root, call)
         if opened is None and root is None:
             # No hash vouches for a part of it: the whole is fetched and verified first.
             with _within(call):
@@ -137,10 +144,15 @@ class Api:
             raise InvalidRangeError(f"bytes {start} to {end} are not in a file of {size} bytes")
         return {"offset": start, "length": end - start, "size": size}
 
-    async def _local(self, content: ContentHash, root: Root | None) -> Opened | None:
+    async def _local(
+        self, content: ContentHash, root: Root | None, call: Call | None = None
+    ) -> Opened | None:
         """The blob from the store, verified, or None; a corrupt one is as good as none."""
         if self._parts.blobs.find(content) is None:
             return None
+        if call is not None:
+            # Of a file that was always here, the first reader waits for this.
+            call.progress({"phase": HASHING})
         try:
             opened = await trio.to_thread.run_sync(
                 self._parts.blobs.open_verified, content, abandon_on_cancel=True
@@ -159,25 +171,30 @@ class Api:
         return opened
 
     async def _download(self, content: ContentHash, root: Root | None, call: Call) -> None:
+        telling = self._telling(call)
         only = await sources(self._parts, call.body)
         network = await self._parts.network()
-        await network.downloads.load(content, root, _teller(call), only)
+        await network.downloads.load(content, root, telling, only)
 
     async def _download_range(
         self, content: ContentHash, root: Root, call: Call
     ) -> tuple[int, int]:
+        telling = self._telling(call)
         only = await sources(self._parts, call.body)
         network = await self._parts.network()
         start, end = call.body["start"], call.body["end"]
-        return await network.downloads.load_range(content, root, start, end, _teller(call), only)
+        return await network.downloads.load_range(content, root, start, end, telling, only)
+
+    def _telling(self, call: Call) -> Telling:
+        return Telling(call, self._parts.channel_name, ASKING)
 
     async def _find(self, call: Call) -> dict[str, Any]:
         content, root = content_and_root(call.body)
         opened = await self._local(content, root)
-        size = None
+        size = known_root = None
         if opened is not None:
             with opened:
-                size = opened.root_object.size
+                size, known_root = opened.root_object.size, opened.root_object.root
         claims: list[Claim] = []
         with trio.move_on_after(_seconds(call)):
             if call.body["timeout_s"] != 0:
@@ -187,6 +204,7 @@ class Api:
         return {
             "local": opened is not None,
             "size": size,
+            "root": known_root or _claimed_root(claims),
             "providers": [self._provider(claim.source) for claim in claims],
         }
 
@@ -211,16 +229,17 @@ class Api:
         channels = self._sharing.channels(call.body["channels"])
         # A copy of the descriptor: the door closes its own when the client leaves, and the
         # thread, left to itself then, must not read whatever file gets that number next.
+        counting = Counting(call, STORING, os.fstat(call.descriptor).st_size)
         stored = await trio.to_thread.run_sync(
-            self._put_file, os.dup(call.descriptor), abandon_on_cancel=True
+            self._put_file, os.dup(call.descriptor), counting, abandon_on_cancel=True
         )
         if call.body["channels"] != []:
             await self._sharing.grant(call, [stored.content], channels)
         return _stored(stored)
 
-    def _put_file(self, descriptor: int) -> Stored:
+    def _put_file(self, descriptor: int, counting: Counting) -> Stored:
         try:
-            return self._parts.blobs.put_file(descriptor)
+            return self._parts.blobs.put_file(descriptor, counting)
         finally:
             os.close(descriptor)
 
@@ -229,6 +248,12 @@ class Api:
         pieces = pieces_in_thread(call.stream)
         content = ContentHash(call.body["content"])
         return _stored(await trio.to_thread.run_sync(self._parts.blobs.put_stream, pieces, content))
+
+
+def _claimed_root(claims: list[Claim]) -> Root | None:
+    """The root that most of those claim who say that they hashed the bytes themselves."""
+    votes = Counter(claim.root for claim in claims if claim.pinned)
+    return votes.most_common(1)[0][0] if votes else None
 
 
 def _seconds(call: Call) -> float:
@@ -244,24 +269,10 @@ def _within(call: Call) -> Iterator[None]:
         yield
     if limit.cancelled_caught:
         raise LoadTimeoutError(
-            f"sha1://{call.body['content']} did not arrive within {_seconds(call):g} s",
+            f"sha1://{call.body['content']} did not arrive within {round(_seconds(call), 2):g} s",
             hint="what arrived is kept: run it again to resume",
         )
 
 
 def _stored(stored: Stored) -> dict[str, Any]:
     return {"content": stored.content, "root": stored.root, "size": stored.size}
-
-
-def _teller(call: Call) -> Any:
-    def tell(state: State) -> None:
-        call.progress(
-            {
-                "bytes": state.bytes,
-                "verified": state.bytes,
-                "size": state.size,
-                "sources": list(state.sources),
-            }
-        )
-
-    return tell

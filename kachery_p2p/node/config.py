@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from kachery_p2p.errors import ConfigError
+from kachery_p2p.limits import RATE_LIMIT_MAX, RATE_LIMIT_MIN
 
 CONTROL_PORT = 20432
 BULK_PORT = 20433
 HTTP_PORT = 20431
+
+
+# A number, and bytes a second: k, M and G are thousands, Ki, Mi and Gi 1,024 times as many.
+_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?(([kKMGT]i?)?B/s)?", re.ASCII)
+_THOUSANDS = ("", "K", "M", "G", "T")
+
+
+def parse_rate(text: str) -> int | None:
+    """Bytes a second, as in `20MB/s` or `500 KiB/s`; None, which is no limit, for `0`.
+
+    Raises ConfigError for anything else, and for limits with which transfers cannot work.
+    """
+    found = _RATE.fullmatch(text.strip())
+    number = float(found[1]) if found else 0.0
+    if found is None or (found[2] is None and number):
+        raise ConfigError(
+            f"{text[:64]!r} is not a rate",
+            hint="write it like 20MB/s or 500 KiB/s (bytes, not bits); 0 is no limit",
+        )
+    prefix = (found[3] or "").upper()
+    base = 1024 if prefix.endswith("I") else 1000
+    rate = int(number * base ** _THOUSANDS.index(prefix[:1]))
+    if number and not RATE_LIMIT_MIN <= rate <= RATE_LIMIT_MAX:
+        raise ConfigError(
+            f"a limit of {text.strip()[:64]} is not possible",
+            hint=f"the lowest is {RATE_LIMIT_MIN // 1024} KiB/s: with less, nodes that share it"
+            " take each other for dead; 0 is no limit",
+        )
+    return rate or None
 
 
 def grants_path(config_dir: str) -> str:
@@ -40,6 +71,9 @@ class NodeConfig(NamedTuple):
     mdns: bool = True
     # Unix group whose members may use the Unix door as guests.
     auth_group: str | None = None
+    # Bytes of chunks a second, to all members together and from all; None: no limit.
+    max_upload: int | None = None
+    max_download: int | None = None
 
     @property
     def index_path(self) -> str:

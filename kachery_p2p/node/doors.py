@@ -29,6 +29,10 @@ from kachery_p2p.wire.operations import (
 log = logging.getLogger(__name__)
 
 
+# Says how far the work is at the moment.
+Look = Callable[[], Mapping[str, Any]]
+
+
 class Call:
     """One request of one client.
 
@@ -59,14 +63,28 @@ class Call:
         self.descriptor = descriptor
         self.stream = stream
         self._attached: int | None = None
-        self._latest: dict[str, Any] | None = None
+        self._latest: Look | None = None
+        # Whether the latest has not been sent yet.
+        self._news = False
         self._changed = trio.Event()
         self._done = trio.Event()
+        # Called when there is something to tell, while somebody is there to be told.
+        self.on_news: Callable[[], None] | None = None
 
-    def progress(self, update: Mapping[str, Any]) -> None:
-        """Tell the client how far the work is. Never blocks: only the latest update is kept."""
-        self._latest = dict(update)
+    def progress(self, update: Mapping[str, Any] | Look) -> None:
+        """Tell the client how far the work is, or where to look for it when it is to be told.
+
+        Never blocks: only the latest update is kept.
+        """
+        self._latest = update if callable(update) else lambda: update
+        self.beat()
+
+    def beat(self) -> None:
+        """Tell the client that the daemon is alive, and how far the work is."""
+        self._news = True
         self._changed.set()
+        if self.on_news is not None:
+            self.on_news()
 
     def attach(self, descriptor: int) -> None:
         """Send `descriptor` with the result. The door owns it from here on and closes it."""
@@ -89,18 +107,21 @@ class Call:
         self._changed.set()
 
     async def updates(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Progress as it comes, at most ten times a second; {} or the last one again every 5 s.
+        """Progress: the first at once, then at most five a second, and what it was in the end.
 
-        The repetition says that the daemon is alive, so that a client may give up on
-        silence without giving up on a slow download.
+        When nothing new comes it is looked again every 2 s, or {} told: that says that the
+        daemon is alive, so that a client may give up on silence without giving up on a slow
+        download.
         """
-        while not self._done.is_set():
-            with trio.move_on_after(DOOR_HEARTBEAT_S):
+        while True:
+            with trio.move_on_after(DOOR_HEARTBEAT_S) as waiting:
                 await self._changed.wait()
-            if self._done.is_set():
+            done, news = self._done.is_set(), self._news
+            self._changed, self._news = trio.Event(), False
+            if news or (waiting.cancelled_caught and not done):
+                yield {} if self._latest is None else dict(self._latest())
+            if done:
                 return
-            self._changed = trio.Event()
-            yield self._latest or {}
             with trio.move_on_after(DOOR_PROGRESS_S):
                 await self._done.wait()
 
@@ -151,27 +172,47 @@ async def run(
     `gone` returns when the client has left, which cancels the handler; so does a `tell` that fails.
     """
     reply = None
-    async with trio.open_nursery() as watching:
+    async with trio.open_nursery() as nursery:
+        told: trio.Event | None = None
 
         async def watch() -> None:
-            await gone()
-            watching.cancel_scope.cancel()
+            # Most calls are answered at once: telling costs a task, and begins when it must.
+            with trio.move_on_after(DOOR_HEARTBEAT_S) as quick:
+                await gone()
+            if quick.cancelled_caught:
+                call.beat()
+                await gone()
+            nursery.cancel_scope.cancel()
 
-        async def tell_updates(send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        def begin_telling() -> None:
+            nonlocal told
+            if told is None and tell is not None:
+                told = trio.Event()
+                nursery.start_soon(tell_updates, tell, told)
+
+        async def tell_updates(
+            send: Callable[[dict[str, Any]], Awaitable[None]], done: trio.Event
+        ) -> None:
             try:
                 async with contextlib.aclosing(call.updates()) as updates:
                     async for update in updates:
                         await send(update)
             except (OSError, trio.BrokenResourceError, trio.TooSlowError):
-                watching.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+            finally:
+                done.set()
 
-        watching.start_soon(watch)
-        async with trio.open_nursery() as working:
-            if tell is not None:
-                working.start_soon(tell_updates, tell)
+        nursery.start_soon(watch)
+        call.on_news = begin_telling
+        try:
             reply = await answer(call, handlers)
-            call.finish()
-        watching.cancel_scope.cancel()
+        finally:
+            call.on_news = None
+        call.finish()
+        # No answer into the middle of an update, and none before the last.
+        if told is not None:
+            await told.wait()
+        nursery.cancel_scope.cancel()
     return reply
 
 

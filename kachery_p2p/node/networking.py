@@ -21,17 +21,24 @@ from kachery_p2p.network.files import load_peers, save_peers
 from kachery_p2p.network.histories import Histories, Save
 from kachery_p2p.network.link import Link
 from kachery_p2p.network.meeting import Me
+from kachery_p2p.network.pace_link import PacedLink
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.successions import Successions
+from kachery_p2p.node.bucketing import Bucketing
+from kachery_p2p.node.feeding import Feeding
 from kachery_p2p.node.finding import Finding
 from kachery_p2p.node.joining import InviteDesk, Joining
 from kachery_p2p.node.keeping import Keeping
+from kachery_p2p.node.mirroring import Mirroring
 from kachery_p2p.node.parts import NetworkParts, Parts
+from kachery_p2p.node.progress import count_given
 from kachery_p2p.node.succession import Succession
 from kachery_p2p.node.supervise import supervise
+from kachery_p2p.transfer.batches import Batches
+from kachery_p2p.transfer.bucket_holders import HoldersAndBuckets
 from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.partial_serving import Offers
 from kachery_p2p.transfer.serve import Server
-from kachery_p2p.transfer.sources import Holders
 from kachery_p2p.version import __version__
 
 
@@ -43,10 +50,14 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
     agent = f"kachery-p2p {__version__}"
     label = parts.config.label
     sessions = Sessions(link, me, _address_book(parts), histories, label=label, agent=agent)
-    server = Server(sessions=sessions, link=link, blobs=parts.blobs, grants=parts.grants)
+    offers = Offers()
+    paced = PacedLink(link, parts.pace)
+    server = Server(
+        sessions=sessions, link=paced, blobs=parts.blobs, grants=parts.grants, offers=offers
+    )
     listen = [] if parts.config.bulk is None else [parts.config.bulk]
     async with (
-        open_bulk_plane(parts.node_id, listen, server.serve_bulk) as plane,
+        open_bulk_plane(parts.node_id, listen, server.serve_bulk, pace=parts.pace) as plane,
         trio.open_nursery() as nursery,
     ):
 
@@ -54,15 +65,32 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
             nursery.start_soon(supervise, parts, name, work)
 
         bulk = BulkSessions(plane, sessions)
-        announcer = _announcer(parts, sessions)
-        holders = Holders(sessions, link, announcer, bulk)
+        announcer = _announcer(parts, sessions, offers)
+        bucketing = Bucketing(parts)
+        await bucketing.look()
+        buckets = bucketing.buckets
+        holders = HoldersAndBuckets(sessions, paced, announcer, bulk, buckets=buckets)
         downloads = Downloads(
             holders=holders,
             blobs=parts.blobs,
             grants=parts.grants,
             node_id=parts.node_id,
+            offers=offers,
+            buckets=buckets,
         )
         network = NetworkParts(link, sessions, holders, downloads, server, bulk)
+        network.bucketing = bucketing
+        network.mirroring = Mirroring(parts, bucketing)
+        network.batches = Batches(
+            sessions=sessions,
+            link=paced,
+            blobs=parts.blobs,
+            grants=parts.grants,
+            announcements=announcer,
+            bulk=bulk,
+        )
+        config_dir = parts.config.config_dir
+        network.feeds = Feeding(config_dir, parts.node_id, sessions, keep_running)
         _look_after_channels(parts, network, me, histories, keep_running)
         await nursery.start(server.run)
         keep_running("saving addresses", lambda: _save_peers(parts, sessions))
@@ -71,7 +99,11 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
             keep_running("asking bootstrap nodes", network.finding.rendezvous.run)
             keep_running("looking on the local network", network.finding.be_local)
             keep_running("announcing", announcer.run)
+            keep_running("looking after buckets", bucketing.run)
+            keep_running("filling buckets", network.mirroring.run)
             keep_running("watching bulk connections", bulk.watch_for_ever)
+            keep_running("counting what is served", lambda: count_given(network))
+            nursery.start_soon(_begin_feeds, parts, network)
             yield network
         nursery.cancel_scope.cancel()
 
@@ -85,12 +117,13 @@ def _address_book(parts: Parts) -> AddressBook:
     return book
 
 
-def _announcer(parts: Parts, sessions: Sessions) -> Announcer:
+def _announcer(parts: Parts, sessions: Sessions, offers: Offers) -> Announcer:
     return Announcer(
         sessions=sessions,
         grants=parts.grants,
         holds=lambda content: parts.blobs.find(content) is not None,
         node_id=parts.node_id,
+        loading=offers.contents,
     )
 
 
@@ -112,6 +145,12 @@ def _look_after_channels(
     network.finding = Finding(parts, link, sessions)
     keep_running("signing channels", network.keeping.renew_for_ever)
     keep_running("telling of successors", successions.tell_for_ever)
+
+
+async def _begin_feeds(parts: Parts, network: NetworkParts) -> None:
+    """Those of this node, if there are any, once it is ready."""
+    await parts.network()
+    await network.feeds.begin()
 
 
 def _history_keeper(parts: Parts) -> Save:

@@ -39,8 +39,10 @@ from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.node.api import Api
 from kachery_p2p.node.channel_api import ChannelApi
 from kachery_p2p.node.config import NodeConfig
+from kachery_p2p.node.feeds_api import FeedsApi
 from kachery_p2p.node.lock import only_daemon
 from kachery_p2p.node.networking import networking
+from kachery_p2p.node.open_files import allow_many_open_files
 from kachery_p2p.node.parts import Parts
 from kachery_p2p.node.supervise import supervise
 from kachery_p2p.node.token import load_or_create_token
@@ -67,6 +69,7 @@ def run(config: NodeConfig, announce: Announce) -> None:
     Raises KacheryError for whatever keeps it from starting, or took it down.
     """
     config.check()
+    allow_many_open_files()
     _make_private(config.config_dir)
     hint = "`kachery-p2p status` tells more; another node needs its own --config-dir"
     with only_daemon(config.config_dir, hint):
@@ -94,7 +97,11 @@ async def _run(config: NodeConfig, announce: Announce) -> None:
 
 
 async def _serve(parts: Parts, key: NodeKey, announce: Announce, open_link: OpenLink) -> None:
-    handlers = {**Api(parts).handlers(), **ChannelApi(parts).handlers()}
+    handlers = {
+        **Api(parts).handlers(),
+        **ChannelApi(parts).handlers(),
+        **FeedsApi(parts).handlers(),
+    }
     config = parts.config
     async with trio.open_nursery() as nursery:
         await nursery.start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -12,17 +13,25 @@ from kachery_p2p.identity.keys import NodeKey
 from kachery_p2p.network.bulk_sessions import BulkSessions
 from kachery_p2p.network.link import Link
 from kachery_p2p.network.memberships import Memberships
+from kachery_p2p.network.pace import Pace
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.node.config import NodeConfig
+from kachery_p2p.node.feeding import Feeding
 from kachery_p2p.node.finding import Finding
 from kachery_p2p.node.joining import Joining
 from kachery_p2p.node.keeping import Keeping
 from kachery_p2p.node.succession import Succession
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
+from kachery_p2p.transfer.batches import Batches
 from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.given import Given
 from kachery_p2p.transfer.serve import Server
 from kachery_p2p.transfer.sources import Holders
+
+if TYPE_CHECKING:
+    from kachery_p2p.node.bucketing import Bucketing
+    from kachery_p2p.node.mirroring import Mirroring
 
 
 class NetworkParts:
@@ -33,6 +42,11 @@ class NetworkParts:
     joining: Joining
     succession: Succession
     finding: Finding
+    feeds: Feeding
+    # Loads of many small files.
+    batches: Batches
+    bucketing: Bucketing
+    mirroring: Mirroring
 
     def __init__(
         self,
@@ -49,6 +63,7 @@ class NetworkParts:
         self.downloads = downloads
         self.server = server
         self.bulk = bulk
+        self.given = Given()
 
 
 class Parts:
@@ -71,6 +86,7 @@ class Parts:
         self.bootstrap = bootstrap
         self.blobs = blobs
         self.grants = grants
+        self.pace = Pace.limited(config.max_upload, config.max_download)
         self.http: str | None = None
         self.started_at = time.monotonic()
         self.stop = trio.Event()

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from kachery_p2p.channels.files import share_list
+from kachery_p2p.channels.share_lists import current_share_list
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import DaemonAuthError, NotFoundError
 from kachery_p2p.limits import SHARED_PAGE_MAX
@@ -32,7 +32,7 @@ class SharingApi:
     def channels(self, names: list[str] | None) -> list[str]:
         """The ids of channels given by name; None means the share list."""
         if names is None:
-            return list(share_list(self._parts.config.config_dir))
+            return list(current_share_list(self._parts.config.config_dir))
         return channel_ids(self._parts, names)
 
     async def grant(self, call: Call, contents: list[ContentHash], channels: list[str]) -> None:
@@ -41,15 +41,14 @@ class SharingApi:
         Nothing waits for a channel in the name of a guest: which one is joined next is
         for others to say.
         """
+        await trio.to_thread.run_sync(self._grant, call, contents, channels)
+
+    def _grant(self, call: Call, contents: list[ContentHash], channels: list[str]) -> None:
         grants = self._parts.grants
         if call.guest is None:
-            await trio.to_thread.run_sync(
-                grants.grant, contents, channels or None, "stored", time.time()
-            )
+            grants.grant(contents, channels or None, "stored", time.time())
         else:
-            await trio.to_thread.run_sync(
-                grants.grant_as_guest, contents, channels, call.guest, time.time()
-            )
+            grants.grant_as_guest(contents, channels, call.guest, time.time())
 
     async def _share(self, call: Call) -> dict[str, Any]:
         channels = self.channels(call.body["channels"])
@@ -62,10 +61,7 @@ class SharingApi:
                 grant_pending, blobs, grants, channels, "shared", time.time()
             )
         contents = [ContentHash(text) for text in call.body["contents"] or ()]
-        here = await self._vouched(contents)
-        # No channels given ([]) is the wish to share with nobody, not one for later.
-        if here and call.body["channels"] != []:
-            await self.grant(call, here, channels)
+        here = await trio.to_thread.run_sync(self._granted, call, contents, channels)
         known = set(here)
         return {
             "shared": shared + (len(here) if channels else 0),
@@ -73,13 +69,22 @@ class SharingApi:
             "missing": [content for content in contents if content not in known],
         }
 
-    async def _vouched(self, contents: list[ContentHash]) -> list[ContentHash]:
-        """Those that are here. Raises CorruptObjectError if one is not what its name says."""
-        vouched = await trio.to_thread.run_sync(self._parts.blobs.vouch, contents)
+    def _granted(
+        self, call: Call, contents: list[ContentHash], channels: list[str]
+    ) -> list[ContentHash]:
+        """Grant those that are here, and say which; for threads, and one is enough for both.
+
+        Raises CorruptObjectError if one is not what its name says.
+        """
+        vouched = self._parts.blobs.vouch(contents)
         for why in vouched.values():
             if why is not None and not isinstance(why, NotFoundError):
                 raise why
-        return [content for content, why in vouched.items() if why is None]
+        here = [content for content, why in vouched.items() if why is None]
+        # No channels given ([]) is the wish to share with nobody, not one for later.
+        if here and call.body["channels"] != []:
+            self._grant(call, here, channels)
+        return here
 
     async def _unshare(self, call: Call) -> dict[str, Any]:
         contents = [ContentHash(text) for text in call.body["contents"]]

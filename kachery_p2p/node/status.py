@@ -6,8 +6,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import trio
+
 from kachery_p2p.channels.channel import Channel
+from kachery_p2p.limits import LIAR_DROPPED_S
 from kachery_p2p.node.parts import NetworkParts, Parts
+from kachery_p2p.node.progress import fields_of
 from kachery_p2p.version import __version__
 
 
@@ -24,10 +28,24 @@ def status_of(parts: Parts) -> dict[str, Any]:
         "uptime_s": time.monotonic() - parts.started_at,
         "channels": _channels(parts, network),
         "peers": _peers(parts, network),
-        "loads": _loads(network),
+        "loads": _loads(parts, network),
         "pending_shares": parts.grants.pending_count(),
         "bytes_served": network.server.bytes_served + network.bulk.bytes_sent if network else 0,
+        "serving": _serving(network),
+        "pace": _pace(parts),
         "problems": _problems(parts, network),
+    }
+
+
+def _pace(parts: Parts) -> dict[str, Any]:
+    up, down = parts.pace
+    return {
+        "max_upload": up.limit,
+        "max_download": down.limit,
+        "upload": up.rate,
+        "download": down.rate,
+        "uploaded": up.byte_count,
+        "downloaded": down.byte_count,
     }
 
 
@@ -66,18 +84,26 @@ def _peers(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]]:
     ]
 
 
-def _loads(network: NetworkParts | None) -> list[dict[str, Any]]:
+def _loads(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]]:
     if network is None:
         return []
     return [
         {
             "content": active.content,
-            "bytes": active.state.bytes,
-            "size": active.state.size,
-            "rate": active.rate,
-            "sources": list(active.state.sources),
+            "root": active.root,
+            **fields_of(active.state, parts.channel_name, guest=False),
         }
         for active in network.downloads.active()
+    ]
+
+
+def _serving(network: NetworkParts | None) -> list[dict[str, Any]]:
+    if network is None:
+        return []
+    labels: dict[str, str] = {session.peer: session.label for session in network.sessions.all()}
+    return [
+        {**given._asdict(), "label": labels.get(given.node_id)}
+        for given in network.given.to(trio.current_time())
     ]
 
 
@@ -91,6 +117,9 @@ def _problems(parts: Parts, network: NetworkParts | None) -> list[str]:
             problems.append(f"bootstrap node {node[:16]} is not reached: {why}")
         problems.extend(network.joining.problems())
         problems.extend(network.bulk.problems())
+        problems.extend(_dropped(parts, network))
+        problems.extend(network.bucketing.problems())
+        problems.extend(network.mirroring.problems())
     for channel in parts.channels:
         problems.extend(_channel_problems(parts, channel))
     pending = parts.grants.pending_count()
@@ -101,6 +130,17 @@ def _problems(parts: Parts, network: NetworkParts | None) -> list[str]:
             f" `kachery-p2p share --pending --channel {name}`"
         )
     return problems
+
+
+def _dropped(parts: Parts, network: NetworkParts) -> Iterator[str]:
+    """Who lied, and is not used for a while."""
+    for lie in network.downloads.dropped():
+        left_min = (lie.at + LIAR_DROPPED_S - trio.current_time()) / 60
+        yield (
+            f"{lie.name} (node {lie.node}) lied and is not used in channel"
+            f" {parts.channel_name(lie.channel)} for {left_min:.0f} min:"
+            f" sha1://{lie.content}: {lie.what}"
+        )
 
 
 def _channel_problems(parts: Parts, channel: Channel) -> Iterator[str]:

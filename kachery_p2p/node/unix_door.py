@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import logging
 import os
 import socket
 import stat
 import struct
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -351,7 +353,19 @@ class _Connection:
             await self._socket.recv(1)
 
     async def _tell(self, update: dict[str, Any]) -> None:
-        await self._send({"progress": update})
+        # One that has not read the last update gets none: it is to find the newest, and the answer
+        # right behind it, however late it reads.
+        if not self._unread():
+            await self._send({"progress": update})
+
+    def _unread(self) -> bool:
+        """Whether the client has left unread what it was sent; False where nobody can tell."""
+        count = bytearray(array.array("i").itemsize)
+        try:
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, count)
+        except OSError:
+            return False
+        return any(count)
 
     async def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         try:

@@ -7,7 +7,6 @@ from typing import Any
 from kachery_p2p.cli.background import arguments
 from kachery_p2p.cli.node import is_ready
 from kachery_p2p.cli.report import report, started
-from kachery_p2p.client.progress import Reporter, describe
 from kachery_p2p.client.wording import human_bytes, human_seconds, printable
 from kachery_p2p.node.config import NodeConfig
 
@@ -41,6 +40,37 @@ def test_a_report_is_aligned_and_escaped() -> None:
     assert "problem  bootstrap node" in text
 
 
+def source(name: str, rate: float, state: str = "serving") -> dict[str, Any]:
+    return {"name": name, "rate": rate, "state": state, "bytes": 0, "wasted": 0}
+
+
+def test_a_transfer_is_reported_with_who_brings_how_much_of_it() -> None:
+    sources = [source("a\x1b", 6e5), source("gone", 0.0, "left"), source("b", 4e5, "late")]
+    load = {
+        **STATUS["loads"][0],
+        "eta_s": 5.0,
+        "wasted": 2_000_000,
+        "phase": "fetching",
+        "sources": ["a\x1b", "b"],
+        "by_source": sources,
+    }
+    lines = list(report({**STATUS, "loads": [load, {**load, "phase": "finishing"}]}))
+    loading = [line for line in lines if line.startswith("loading")]
+    start = f"loading  sha1://{'0' * 40}  5.0 MB of 10.0 MB, 1.0 MB/s, 5 s left, "
+    assert loading[0] == start + "from a\\x1b 600.0 kB/s, b 400.0 kB/s, 2.0 MB in vain"
+    assert loading[1] == start + "finishing, 2.0 MB in vain"
+
+
+def test_who_is_served_is_reported() -> None:
+    serving = [
+        {"node_id": "ef" * 32, "label": "evil\x07", "bytes": 7_000_000, "rate": 2e6},
+        {"node_id": "01" * 32, "label": None, "bytes": 1, "rate": 0.0},
+    ]
+    lines = list(report({**STATUS, "serving": serving}))
+    assert f"serving  {'ef' * 8}  evil\\x07  7.0 MB, 2.0 MB/s" in lines
+    assert f"serving  {'01' * 8}  no label  1 B, 0 B/s" in lines
+
+
 def test_a_node_without_channels_is_told_what_to_do() -> None:
     assert "mend     kachery-p2p start --channel NAME" in report({**STATUS, "channels": []})
 
@@ -68,20 +98,6 @@ def test_the_background_process_gets_the_same_configuration() -> None:
     parsed = start.make_context("start", given[1:]).params
     assert (parsed["listen"], parsed["http"], parsed["channels"]) == (("::", 0), "off", ("lab",))
     assert (parsed["label"], parsed["advertise"]) == ("-odd label", ("h:1",))
-
-
-def test_progress_says_rate_time_left_and_who_serves() -> None:
-    update = {"bytes": 50_000_000, "size": 150_000_000, "sources": ["a\x1b", "b", "c", "d"]}
-    said = "50.0 MB of 150.0 MB, 50.0 MB/s, 2 s left, from a\\x1b, b, c and 1 more"
-    assert describe(update, 1.0) == said
-    assert describe({"bytes": 0, "size": None, "sources": []}, 2.0) == "0 B, 0 B/s"
-
-
-def test_progress_that_fails_never_breaks_the_load() -> None:
-    with Reporter() as reporter:
-        reporter._started_s -= 10
-        reporter.tell({"bytes": "nonsense"})
-        reporter.tell({})
 
 
 def test_numbers_are_for_people() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from kachery_p2p.node.http_door import serve_http_door
 from kachery_p2p.node.unix_door import serve_unix_door
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.index import Index
+from kachery_p2p.wire.operations import error_to_map
 
 TOKEN = "ab" * 32
 
@@ -39,11 +40,19 @@ class FakeDaemon:
         self.shared: list[tuple[str, list[str] | None]] = []
         self.put_in: list[str] = []
         self.fail_with: KacheryError | None = None
-        self.hold: trio.Event | None = None
+        # What happens, in the daemon, before a load is answered.
+        self.on_load: Callable[[Call], Awaitable[None]] | None = None
+        # What those on the network say the root of everything is.
+        self.claimed_root: str | None = None
+        # How many of many files it answers for in one call.
+        self.answered_max: int | None = None
         self.port = 0
 
     def handlers(self) -> dict[str, Handler]:
-        names = ("hello", "status", "load", "load_range", "find", "share", "store", "put", "stop")
+        names = (
+            *("hello", "status", "load", "load_many", "load_range", "find"),
+            *("share", "store", "put", "stop"),
+        )
         return {name: self._counted(name) for name in names}
 
     def _counted(self, name: str) -> Handler:
@@ -95,11 +104,30 @@ class FakeDaemon:
     async def _load(self, call: Call) -> dict[str, Any]:
         call.progress({"bytes": 1, "size": 2, "sources": ["lab-pc"], "verified": 1})
         await trio.testing.wait_all_tasks_blocked()
+        if self.on_load is not None:
+            await self.on_load(call)
         path = self._path(call.body["content"])
         call.attach(os.open(path, os.O_RDONLY))
         return {"path": path, "size": os.stat(path).st_size, "root": None}
 
+    async def _load_many(self, call: Call) -> dict[str, Any]:
+        contents = call.body["contents"]
+        call.progress({"phase": "fetching", "bytes": 1, "files": 0, "files_total": len(contents)})
+        await trio.testing.wait_all_tasks_blocked()
+        if self.on_load is not None:
+            await self.on_load(call)
+        failed = []
+        answered = contents[: self.answered_max]
+        for place, content in enumerate(answered):
+            try:
+                self._path(content)
+            except KacheryError as error:
+                failed.append({"place": place, **error_to_map(error)})
+        return {"answered": len(answered), "failed": failed}
+
     async def _load_range(self, call: Call) -> dict[str, Any]:
+        if self.on_load is not None:
+            await self.on_load(call)
         path = self._path(call.body["content"])
         start, end, size = call.body["start"], call.body["end"], os.stat(path).st_size
         if end > size:
@@ -115,7 +143,8 @@ class FakeDaemon:
         if content in self.remote and call.body["timeout_s"] != 0:
             size = len(self.remote[content])
             providers = [{"node_id": "34" * 32, "label": "lab-pc", "channel": "lab"}]
-        return {"local": path is not None, "size": size, "providers": providers}
+        root = self.claimed_root
+        return {"local": path is not None, "size": size, "root": root, "providers": providers}
 
     async def _share(self, call: Call) -> dict[str, Any]:
         channels = call.body["channels"]

@@ -75,6 +75,7 @@ def test_a_miss_is_copied_from_a_daemon_with_another_store(
 
 
 @pytest.mark.parametrize("which", ["daemon", "distant", "remote"])
+@pytest.mark.filterwarnings("ignore:.* are fetched and verified first:UserWarning")
 def test_a_range_is_loaded_without_the_rest(
     which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_one_connection_serves_many_calls_and_a_restart(daemon: Fake, tmp_path: 
     connection.call("status", {})
 
 
+@pytest.mark.filterwarnings("ignore:.* are fetched and verified first:UserWarning")
 def test_many_threads_each_have_a_connection(daemon: Fake) -> None:
     daemon.give_network(DATA)
     failures: list[BaseException] = []

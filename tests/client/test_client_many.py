@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 import kachery_p2p as kp
-from kachery_p2p.client import settings
+from kachery_p2p.client import batches, settings
 from kachery_p2p.errors import (
     ConfigError,
     CorruptObjectError,
     DaemonDownError,
+    DaemonProtocolError,
     InvalidNameError,
     LinkChangedError,
     LoadFilesError,
@@ -131,7 +132,111 @@ def test_many_are_loaded_from_here_and_through_the_daemon(daemon: Any) -> None:
     far = [f"sha1://{daemon.give_network(data)}" for data in (b"far", b"farther")]
     paths = kp.load_files([far[0], here, far[1], here])
     assert [Path(path).read_text() for path in paths] == ["far", "here", "farther", "here"]
-    assert daemon.operations.count("load") == 2
+    assert daemon.operations[-1] == "load_many"
+    assert daemon.operations.count("load") == 0
+
+
+def test_thousands_are_asked_for_in_few_calls_and_in_order(
+    daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "LOAD_MANY_MAX", 40)
+    datas = [f"far {number}".encode() for number in range(100)]
+    uris = [f"sha1://{daemon.give_network(data)}/{number}" for number, data in enumerate(datas)]
+    # The last ones again under another name: one content is asked for once.
+    uris += [f"{uri}-again" for uri in uris[90:]]
+    paths = kp.load_files(uris)
+    assert [Path(path).read_bytes() for path in paths] == datas + datas[90:]
+    assert daemon.operations == ["load_many"] * 3
+
+
+def test_what_the_daemon_left_unanswered_is_asked_for_again(daemon: Any) -> None:
+    daemon.answered_max = 7
+    uris = [f"sha1://{daemon.give_network(str(n).encode())}" for n in range(20)]
+    assert [Path(path).read_text() for path in kp.load_files(uris)] == [str(n) for n in range(20)]
+    assert daemon.operations == ["load_many"] * 3
+
+
+def test_a_daemon_that_answers_for_none_is_not_asked_for_ever(daemon: Any) -> None:
+    daemon.answered_max = 0
+    with pytest.raises(LoadFilesError) as caught:
+        kp.load_files([f"sha1://{daemon.give_network(b'x')}"])
+    assert isinstance(next(iter(caught.value.failed.values())), DaemonProtocolError)
+
+
+def test_each_that_fails_has_its_own_error_and_the_others_are_there(daemon: Any) -> None:
+    far = [f"sha1://{daemon.give_network(data)}" for data in (b"far", b"farther")]
+    with pytest.raises(LoadFilesError, match=r"2 files were not loaded \(of 4\)") as caught:
+        kp.load_files([far[0], MISSING, far[1], MISSING[:-1] + "1"])
+    assert list(caught.value.failed) == [MISSING, MISSING[:-1] + "1"]
+    for error in caught.value.failed.values():
+        assert isinstance(error, NotFoundError)
+        assert error.hint == "ask its owner"
+    daemon.stop()
+    assert [Path(path).read_text() for path in kp.load_files(far)] == ["far", "farther"]
+
+
+def test_with_no_daemon_each_says_that_it_is_not_stored_here(tmp_path: Path) -> None:
+    uris = [f"sha1://{number:040x}" for number in range(50)]
+    with pytest.raises(LoadFilesError) as caught:
+        kp.load_files(uris)
+    assert list(caught.value.failed) == uris
+    for uri, error in caught.value.failed.items():
+        assert isinstance(error, NotFoundError)
+        assert uri in str(error)
+        assert "no daemon is running" in str(error)
+
+
+def test_files_in_directories_are_loaded_with_the_others(daemon: Any, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "a.txt").write_text("a")
+    (tree / "sub" / "b.txt").write_text("b")
+    uri = kp.store_dir(tree)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    for path in (tmp_path / "elsewhere" / "sha1").rglob("*"):
+        if path.is_file():
+            daemon.give_network(path.read_bytes())
+    daemon.operations.clear()
+    far = f"sha1://{daemon.give_network(b'c')}"
+    paths = kp.load_files([f"{uri}/sub/b.txt", far, f"{uri}/a.txt"])
+    assert [Path(path).read_text() for path in paths] == ["b", "c", "a"]
+    # The list, and all the files at once.
+    assert daemon.operations == ["load", "load_many"]
+    with pytest.raises(LoadFilesError) as caught:
+        kp.load_files([f"{uri}/sub", f"{uri}/missing", f"{uri}/a.txt"])
+    assert {kind.__name__ for kind in map(type, caught.value.failed.values())} == {
+        "PathNotFoundError"
+    }
+    assert len(caught.value.failed) == 2
+
+
+def test_a_directory_is_loaded_in_one_call(daemon: Any, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(30):
+        (tree / str(number)).write_text(str(number))
+    uri = kp.store_dir(tree)
+    for path in list((tmp_path / "store" / "sha1").rglob("*")):
+        if path.is_file():
+            daemon.give_network(path.read_bytes())
+            path.unlink()
+    daemon.operations.clear()
+    copy = kp.load_dir(uri, tmp_path / "copy")
+    assert sorted(path.read_text() for path in Path(copy).iterdir()) == sorted(map(str, range(30)))
+    assert daemon.operations == ["load", "load_many"]
+
+
+def test_a_daemon_with_another_store_hands_each_over(distant: Any) -> None:
+    uris = [f"sha1://{distant.give_network(data)}" for data in (b"far", b"farther")]
+    paths = kp.load_files(uris)
+    assert [Path(path).read_text() for path in paths] == ["far", "farther"]
+    assert distant.operations == ["load_many", "load", "load"]
+
+
+def test_a_daemon_on_another_machine_brings_them_first(remote: Any) -> None:
+    uris = [f"sha1://{remote.give_network(data)}" for data in (b"far", b"farther")]
+    assert [Path(path).read_text() for path in kp.load_files(uris)] == ["far", "farther"]
+    assert remote.operations[0] == "load_many"
 
 
 def test_with_a_daemon_many_are_shared_by_one_call(daemon: Any, tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def body_of(name: str) -> dict[str, Any]:
         "node": "0" * 64,
         "invite": "x",
         "roles": ["read"],
+        "feed": "0" * 64,
+        "name_hash": HASH,
+        "channel": "lab",
+        "messages": ["1"],
+        "ids": ["0" * 32],
+        "first": 0,
+        "watches": [],
+        "wait_s": 0,
+        "nodes": [],
+        "seed": "0" * 64,
+        "times_ms": [0],
     }
     fields = OPERATIONS[name].body
     return {field: values[field] for field, kind in fields.items() if kind.required}

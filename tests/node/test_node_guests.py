@@ -245,6 +245,7 @@ DOCUMENTED = {
     "status": ALL,
     "channels": ALL,
     "load": ALL,
+    "load_many": ALL,
     "load_range": LOCAL,
     "find": ALL,
     "share": ALL,
@@ -253,6 +254,18 @@ DOCUMENTED = {
     "store": LOCAL,
     "put": {TOKEN},
     "stop": {OWNER, TOKEN},
+    "feed_status": ALL,
+    "feed_read": ALL,
+    "feed_watch": ALL,
+    **dict.fromkeys(
+        (
+            *("feed_create", "feed_named", "feed_list", "feed_followed", "feed_info"),
+            *("feed_delete", "feed_share", "feed_unshare", "feed_append", "feed_submit"),
+            *("feed_access", "feed_grant", "feed_revoke", "feed_set_access", "feed_proof"),
+        ),
+        {OWNER, TOKEN},
+    ),
+    **dict.fromkeys(("feed_end", "feed_resume", "feed_adopt", "feed_append_legacy"), MINE),
 }
 
 

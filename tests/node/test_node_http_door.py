@@ -281,7 +281,7 @@ async def test_a_slow_head_a_slow_body_and_an_idle_stranger_are_cut_off(
 
 async def test_a_body_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
     async with daemon(tmp_path) as one:
-        answer = await one.ask("POST", "/api/1/stop", b" " * (3 << 20))
+        answer = await one.ask("POST", "/api/1/stop", b" " * (6 << 20))
         assert (answer.status, one.calls) == (413, [])
 
 
