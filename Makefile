@@ -39,10 +39,10 @@ export LDFLAGS += $(if $(GMP),-L$(GMP)/lib)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench fuzz soak lock clean
+.PHONY: help install demo test check bench fuzz soak compat-live lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(VENV)/installed ## create .venv with the locked dependencies and this package (about a minute)
 
@@ -66,6 +66,9 @@ fuzz: $(VENV)/installed ## look for trouble in whatever reads bytes from strange
 
 soak: $(VENV)/installed ## let real nodes work, fail and restart for a long time
 	@$(RUN) pytest -m soak --timeout=0 $(PYTEST)
+
+compat-live: $(VENV)/installed ## check against the published older packages and npm's IPFS importer
+	@$(VENV)/bin/python tests/compat/live/run.py
 
 lock: ## write the locks anew from pyproject.toml (needs uv; UPGRADE=--upgrade takes the newest)
 	@sh bootstrap/lock.sh $(UPGRADE)

@@ -21,6 +21,6 @@ lock() {
 }
 
 lock requirements-build.txt --group build "$@"
-lock requirements.txt pyproject.toml --extra progress -c requirements-build.txt "$@"
-lock requirements-dev.txt pyproject.toml --extra progress --group dev --group build \
+lock requirements.txt pyproject.toml --extra progress --extra cloud -c requirements-build.txt "$@"
+lock requirements-dev.txt pyproject.toml --extra progress --extra cloud --group dev --group build \
     -c requirements-build.txt -c requirements.txt "$@"

@@ -7,7 +7,7 @@ set -u
 python=$1
 shift
 
-waiting="tests/processes tests/network tests/simulation"
+waiting="tests/processes tests/network"
 computing=
 for directory in tests/*/; do
     directory=${directory%/}

@@ -1,13 +1,15 @@
 #!/bin/sh
 # Install the Debian packages that the tests need and that are missing, where that can be done
-# without asking anybody: as root, with apt. Elsewhere bootstrap/preflight.sh says what is missing.
+# without asking anybody: as root, with apt. Elsewhere bootstrap/preflight.sh says what is missing,
+# and tests that need a server that is not there say that they were skipped.
 
 set -eu
 
 [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0
 
 missing=
-for package in gcc libgmp-dev; do # what compiling fastecdsa takes, see bootstrap/preflight.sh
+# What compiling fastecdsa takes (bootstrap/preflight.sh), and a real S3 server for tests/bucket.
+for package in gcc libgmp-dev radosgw ceph-mon ceph-osd ceph-mgr ceph-common curl; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' ||
         missing="$missing $package"
 done

@@ -5,8 +5,8 @@ Each function is called by child.py in a process of its own.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import queue
@@ -22,25 +22,73 @@ PIECES_AHEAD_MAX = 8
 
 
 def store_texts(texts: list[str], directory: str) -> dict[str, Any]:
-    """Store texts as kachery_p2p does, by its system calls for the object and for shares.log.
+    """Store texts as `store_text` does while no daemon runs: call for call, and nothing else.
 
-    In its order too: the directories that gained one are synced last, when a journal has
-    committed them with the object. Only the index is left out: it is not synced, and so
-    costs no wait for the disk.
+    For each: a look whether a daemon runs and whether the index is still there; a read lock
+    on the index; a new file, locked, written, read-only, synced; the directories that are
+    missing, with a look at the mode of the first; the rename; a sync of each directory that
+    gained an entry; a look at the times of the file; a look for channels; and a line in
+    shares.log, locked and synced. For each 256 the pages of a commit to the index, which
+    has no sync of its own. Left out: what is not the disk (getpid and the like), and the
+    second hash. `strace -f -c` of both shows the same numbers of calls.
     """
     began = time.perf_counter()
     os.makedirs(f"{directory}/.tmp")
     os.mkdir(f"{directory}/sha1")
-    log = os.open(f"{directory}/shares.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for number, text in enumerate(texts):
-        content = _store(text.encode(), directory, f"{directory}/.tmp/{number}")
-        os.write(log, b'{"content": "%s", "channels": null}\n' % content.encode())
-        os.fsync(log)
+    log = f"{directory}/shares.log"
+    os.close(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600))
+    with _BareIndex(f"{directory}/index") as index:
+        for text in texts:
+            _exists(f"{directory}/daemon.sock")
+            index.look()
+            content = _store(text.encode(), directory)
+            index.note()
+            _exists(f"{directory}/channels")
+            _append(log, b'{"content":"%s","channels":null,"why":"store","time":%d}\n', content)
     return {"seconds": time.perf_counter() - began}
 
 
+class _BareIndex:
+    """The system calls of the index, without the database."""
+
+    OBJECTS = 256
+    # Rows of 200 bytes, in pages of 4 KiB behind a header of 24 bytes.
+    PAGES = OBJECTS * 200 // 4096 + 1
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._waiting = 0
+
+    def __enter__(self) -> _BareIndex:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def look(self) -> None:
+        """A read transaction."""
+        os.stat(self._path)
+        fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 124)
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, 124)
+
+    def note(self) -> None:
+        """Of so many objects a write transaction."""
+        self._waiting += 1
+        if self._waiting < self.OBJECTS:
+            return
+        self._waiting = 0
+        for number in range(self.PAGES):
+            os.pwrite(self._fd, bytes(24), number * 4120)
+            os.pwrite(self._fd, bytes(4096), number * 4120 + 24)
+
+
 def store_group(texts: list[str], directory: str) -> dict[str, Any]:
-    """Store texts as one group: all written, one syncfs, all renamed, one syncfs. No index."""
+    """Store texts as one group, call for call as `put_many` does: all files, one syncfs, all
+    directories and names, one syncfs; the names are looked at before and after.
+
+    Then the pages of one commit to the index. Left out: the second hash.
+    """
     began = time.perf_counter()
     os.makedirs(f"{directory}/.tmp")
     os.mkdir(f"{directory}/sha1")
@@ -49,21 +97,27 @@ def store_group(texts: list[str], directory: str) -> dict[str, Any]:
     for number, text in enumerate(texts):
         data = text.encode()
         contents.append(hashlib.sha1(data, usedforsecurity=False).hexdigest())
-        fd = os.open(f"{directory}/.tmp/{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(fd, data)
+        _exists(_place(directory, contents[-1]))
+        fd = os.open(f"{directory}/.tmp/{number}", _NEW, 0o600)
+        os.pwrite(fd, data, 0)
         os.fchmod(fd, 0o444)
         os.close(fd)
     _sync_file_system(top)
+    made: set[str] = set()
     for number, content in enumerate(contents):
-        place = f"{directory}/sha1"
-        for part in (content[:2], content[2:4], content[4:6]):
-            place = f"{place}/{part}"
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(place)
-        os.rename(f"{directory}/.tmp/{number}", f"{place}/{content}")
+        _make_parents(directory, content, made)
+        os.rename(f"{directory}/.tmp/{number}", _place(directory, content))
     _sync_file_system(top)
+    for content in contents:
+        os.lstat(_place(directory, content))
     os.close(top)
+    with _BareIndex(f"{directory}/index") as index:
+        for _ in contents:
+            index.note()
     return {"seconds": time.perf_counter() - began}
+
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _sync_file_system(fd: int) -> None:
@@ -71,28 +125,68 @@ def _sync_file_system(fd: int) -> None:
         raise OSError(ctypes.get_errno(), "syncfs")
 
 
-def _store(data: bytes, directory: str, temp: str) -> str:
+def _store(data: bytes, directory: str) -> str:
     content = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-    fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(fd, data)
-    place = f"{directory}/sha1"
-    grown = []
-    for part in (content[:2], content[2:4], content[4:6]):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(f"{place}/{part}")
-            grown.append(place)
-        place = f"{place}/{part}"
+    temp, place = f"{directory}/.tmp/{os.urandom(16).hex()}", _place(directory, content)
+    fd = os.open(temp, _NEW, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.statvfs(directory)
+    os.pwrite(fd, data, 0)
     os.fchmod(fd, 0o444)
     os.fsync(fd)
-    os.rename(temp, f"{place}/{content}")
-    for parent in (place, *grown):
+    grown = _make_parents(directory, content, _made)
+    if grown:  # the mode of the first, against that of the store
+        os.stat(directory)
+        os.stat(os.path.dirname(place))
+    os.rename(temp, place)
+    for parent in (os.path.dirname(place), *grown):
         _sync(parent)
+    os.fstat(fd)
     os.close(fd)
     return content
 
 
+def _place(directory: str, content: str) -> str:
+    return f"{directory}/sha1/{content[:2]}/{content[2:4]}/{content[4:6]}/{content}"
+
+
+# Directories that this process knows to be there.
+_made: set[str] = set()
+
+
+def _make_parents(directory: str, content: str, made: set[str]) -> list[str]:
+    """Make the directories for it that are missing; those that they are in."""
+    place, grown = f"{directory}/sha1", list[str]()
+    for part in (content[:2], content[2:4], content[4:6]):
+        parent, place = place, f"{place}/{part}"
+        if place not in made:
+            os.mkdir(place)
+            made.add(place)
+            grown.append(parent)
+    return grown
+
+
+def _exists(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _append(log: str, line: bytes, content: str) -> None:
+    fd = os.open(log, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    size = os.fstat(fd).st_size
+    if size:
+        os.pread(fd, 1, size - 1)
+    os.write(fd, line % (content.encode(), time.time_ns()))
+    os.fsync(fd)
+    os.close(fd)
+
+
 def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fsync(fd)
     os.close(fd)
 

@@ -1,4 +1,4 @@
-"""Two bulk planes in processes of their own: one serves a file, the other fetches it.
+"""Two bulk planes in processes of their own: one serves a file, the other puts it together.
 
 Each function is called by child.py. What a control stream would carry goes over a plain
 TCP connection as lines of JSON. A node has long imported its cryptography when it is asked
@@ -7,33 +7,37 @@ for a file, so that is not measured here.
 
 from __future__ import annotations
 
-import functools
-import hashlib
+import itertools
 import json
 import os
-import queue
-import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import cryptography.hazmat.primitives.ciphers.aead
 import cryptography.hazmat.primitives.kdf.hkdf
 import trio
-from bulk_pipes import PIECE_BYTES
 
-from kachery_p2p.content.manifests import chunk_count, chunk_hash
+from kachery_p2p.content.manifests import (
+    HASH_BYTES,
+    HEADER_BYTES,
+    Manifest,
+    RootObject,
+    page_count,
+    page_length,
+)
 from kachery_p2p.identity.keys import NodeId
-from kachery_p2p.limits import BULK_REQUEST_CHUNKS_MAX
+from kachery_p2p.limits import BULK_PIPELINED, BULK_RANGE_CHUNKS
 from kachery_p2p.network.bulk import open_bulk_plane
 from kachery_p2p.network.bulk_asking import BulkConnection
-from kachery_p2p.network.bulk_buffers import Piece
+from kachery_p2p.store.hashing import hash_file
+from kachery_p2p.store.partials import Partial
+from kachery_p2p.transfer.assembly import Assembly
 from kachery_p2p.wire.bulk_messages import BulkRange
 
 ALICE = NodeId.of_raw(b"a" * 32)
 BOB = NodeId.of_raw(b"b" * 32)
 CHANNEL = "0f" * 32
-# Requests under way at once: the next begins while the last chunks of one are written.
-FETCHES_MAX = 2
 _LINE_BYTES_MAX = 4096
 
 
@@ -57,7 +61,7 @@ def serve(path: str) -> dict[str, Any]:
 
 
 async def _serve(path: str) -> dict[str, Any]:
-    async def serve_file(peer: NodeId, wanted: BulkRange) -> ServedFile:
+    async def serve_file(peer: NodeId, wanted: Any) -> ServedFile:
         return ServedFile(path)
 
     async with open_bulk_plane(ALICE, [("127.0.0.1", 0)], serve_file) as plane:
@@ -72,88 +76,80 @@ async def _serve(path: str) -> dict[str, Any]:
     return {"transfer_cpu_s": used}
 
 
-def fetch(port: int, path: str, size: int, hashes: str) -> dict[str, Any]:
-    """Fetch the file, with the BLAKE3 of each chunk to be verified in a file of theirs."""
-    with open(hashes, "rb") as file:
-        table = file.read()
-    return trio.run(functools.partial(_fetch, port, path, size, table))
+def fetch(port: int, store: str, manifest: str) -> dict[str, Any]:
+    """Fetch the file into a download in `store`, as a node does it."""
+    return trio.run(_fetch, port, store, read_manifest(Path(manifest)))
 
 
-async def _fetch(port: int, path: str, size: int, table: bytes) -> dict[str, Any]:
+async def _fetch(port: int, store: str, manifest: Manifest) -> dict[str, Any]:
     control = await trio.open_tcp_stream("127.0.0.1", port)
 
     async def ask(op: str, body: dict[str, Any]) -> dict[str, Any]:
         await control.send_all(_line(body))
         return _body(await _read_line(control))
 
-    async def nobody(peer: NodeId, wanted: BulkRange) -> ServedFile:
+    async def nobody(peer: NodeId, wanted: Any) -> ServedFile:
         raise AssertionError("this side serves nothing")
 
     async with open_bulk_plane(BOB, [], nobody) as plane:
-        filing = Filing(path, table)
-        await _fetch_all(await plane.connect(ALICE, ask, ["127.0.0.1"]), size, filing)
-        result = await trio.to_thread.run_sync(filing.finish)
+        connection = await plane.connect(ALICE, ask, ["127.0.0.1"])
+        result = await _fetch_all(connection, store, manifest)
     await control.send_all(b"\n")
     return result
 
 
-async def _fetch_all(connection: BulkConnection, size: int, filing: Filing) -> None:
-    places = trio.CapacityLimiter(FETCHES_MAX)
-    chunks = chunk_count(size)
+async def _fetch_all(connection: BulkConnection, store: str, manifest: Manifest) -> dict[str, Any]:
+    began, cpu_began = time.perf_counter(), time.process_time()
+    partial = Partial.open(store, ALICE, manifest.root_object, reserve_bytes=0)
+    for number, page in enumerate(manifest.pages):
+        partial.write_page(number, page)
+    assembly = Assembly(partial)
+    places = trio.CapacityLimiter(BULK_PIPELINED)
+    chunks = manifest.root_object.chunk_count
     async with trio.open_nursery() as nursery:
-        for first in range(0, chunks, BULK_REQUEST_CHUNKS_MAX):
-            count = min(BULK_REQUEST_CHUNKS_MAX, chunks - first)
+        for first in range(0, chunks, BULK_RANGE_CHUNKS):
+            count = min(BULK_RANGE_CHUNKS, chunks - first)
             wanted = BulkRange(CHANNEL, b"c" * 20, b"r" * 32, first, count)
             await places.acquire_on_behalf_of(first)
-            nursery.start_soon(_fetch_range, connection, wanted, filing, places)
+            nursery.start_soon(_fetch_range, connection, wanted, assembly, places)
+    sha1 = await trio.to_thread.run_sync(assembly.finish)
+    verified, cpu = time.perf_counter(), time.process_time()
+    await trio.to_thread.run_sync(partial.sync)
+    durable = time.perf_counter()
+    partial.discard()
+    return {
+        "sha1": sha1,
+        "seconds": verified - began,
+        "durable_s": durable - began,
+        "transfer_cpu_s": cpu - cpu_began,
+    }
 
 
 async def _fetch_range(
-    connection: BulkConnection, wanted: BulkRange, filing: Filing, places: trio.CapacityLimiter
+    connection: BulkConnection, wanted: BulkRange, assembly: Assembly, places: trio.CapacityLimiter
 ) -> None:
-    await connection.fetch(wanted, filing.take)
+    await connection.fetch(wanted, assembly.take)
     places.release_on_behalf_of(wanted.first)
 
 
-class Filing:
-    """A file that is verified and written as it comes; SHA-1 follows in a thread."""
+def write_manifest(source: Path, path: Path) -> str:
+    """Hash the file, put its manifest to `path`, and answer its SHA-1."""
+    with source.open("rb") as file:
+        manifest = hash_file(file.fileno(), source.stat().st_size)
+    path.write_bytes(manifest.root_object.encode() + b"".join(manifest.pages))
+    return manifest.content
 
-    def __init__(self, path: str, hashes: bytes) -> None:
-        self._began = time.perf_counter()
-        self._cpu_began = time.process_time()
-        self._file = open(path, "wb", 0)  # noqa: SIM115
-        self._hashes = hashes
-        self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._full: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
-        self._hasher = threading.Thread(target=self._hash)
-        self._hasher.start()
 
-    def take(self, piece: Piece) -> None:
-        number = piece.number
-        if chunk_hash(piece.data) != self._hashes[32 * number : 32 * (number + 1)]:
-            raise ValueError("a chunk is not the one that was served")
-        os.pwrite(self._file.fileno(), piece.data, number * PIECE_BYTES)
-        self._full.put(piece)
-
-    def _hash(self) -> None:
-        while (piece := self._full.get()) is not None:
-            self._sha1.update(piece.data)
-            piece.release()
-
-    def finish(self) -> dict[str, Any]:
-        self._full.put(None)
-        self._hasher.join()
-        verified = time.perf_counter()
-        cpu = time.process_time()
-        os.fsync(self._file.fileno())
-        durable = time.perf_counter()
-        self._file.close()
-        return {
-            "sha1": self._sha1.hexdigest(),
-            "seconds": verified - self._began,
-            "durable_s": durable - self._began,
-            "transfer_cpu_s": cpu - self._cpu_began,
-        }
+def read_manifest(path: Path) -> Manifest:
+    """What `write_manifest` wrote."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[8:16], "big")
+    end = HEADER_BYTES + HASH_BYTES * page_count(size)
+    ends = itertools.accumulate(
+        (page_length(size, n) for n in range(page_count(size))), initial=end
+    )
+    pages = tuple(data[start:stop] for start, stop in itertools.pairwise(ends))
+    return Manifest(RootObject.decode(data[:end]), pages)
 
 
 def _line(body: dict[str, Any]) -> bytes:

@@ -64,7 +64,7 @@ def send_tls(path: str, directory: str) -> dict[str, Any]:
     """The same over TLS 1.3 by `ssl`, with AES-256-GCM."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(*_certificate(Path(directory)))
+    context.load_cert_chain(*certificate(Path(directory)))
     plain = memoryview(bytearray(PIECE_BYTES))
     with (
         _accepted() as accepted,
@@ -149,7 +149,7 @@ def _lengths(size: int) -> list[int]:
     return [min(PIECE_BYTES, size - at) for at in range(0, size, PIECE_BYTES)]
 
 
-def _certificate(directory: Path) -> tuple[Path, Path]:
+def certificate(directory: Path) -> tuple[Path, Path]:
     """A certificate that signs itself, and its key, as files."""
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

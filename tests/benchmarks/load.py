@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 from node import new_secret
 from processes import NodeProcess, child, child_running, environment, run
 from settings import MIB, Settings, settle
-from table import Row, figure, median_text, sample
+from table import Row, at_least, figure, median_text, sample
 
 from kachery_p2p.client.daemon import UnixDaemon
 
 SMALL_FILE_CHARS = 4096
 MEET_S_MAX = 30.0
+BATCHES_RATIO_MIN = 0.8
+# What was stored is announced half a second later.
+ANNOUNCED_S = 1.5
 
 
 class Pair(NamedTuple):
@@ -44,7 +47,7 @@ def measure(settings: Settings) -> list[Row]:
         pair.bob.start("--bootstrap", pair.alice.address)
         wait_for_peer(pair.bob)
         rows = _big_file(settings, pair) + _small_files(settings, pair)
-        return rows + _peaks(pair)
+        return rows + _in_batches(settings, pair, secret) + _peaks(pair)
     finally:
         pair.stop()
 
@@ -171,6 +174,77 @@ def _small_files(settings: Settings, pair: Pair) -> list[Row]:
             rate,
             f"{figure(ms)} ms each",
             f"{giver} giving + {taker} taking",
+        ),
+    ]
+
+
+class Batch(NamedTuple):
+    """A load of thousands of small files into a store that has nothing."""
+
+    load: Load
+    peak_mib: float | None
+
+
+def _in_batches(settings: Settings, pair: Pair, secret: str) -> list[Row]:
+    """`load_files`, turn by turn with a loop that does the same to the disk and nothing else."""
+    count = settings.group
+    batches, bare, bare_cpu = [], [], []
+    # Nothing is removed before the end: ext4 makes no new file in the place of one that was removed
+    # in the last minutes, and looks at each of these for every file that it makes.
+    room = settings.room("batches")
+    for number in settings.times(5):
+        texts = [f"{number} {index:05d}".ljust(SMALL_FILE_CHARS, "x") for index in range(count)]
+        uris = child(pair.alice.environment, "load_clients.store_shared", texts)["uris"]
+        directory = room / f"bare-{number}"
+        settle()
+        done = child(environment(directory), "bare.store_group", texts, str(directory))
+        bare.append(done["seconds"])
+        bare_cpu.append(done["cpu_s"])
+        taker = NodeProcess(room / f"taker-{number}", secret)
+        try:
+            taker.start("--bootstrap", pair.alice.address)
+            wait_for_peer(taker)
+            batches.append(_load_batch(Pair(pair.alice, taker), uris))
+        finally:
+            taker.stop()
+    return _batch_rows(count, batches, bare, bare_cpu)
+
+
+def _load_batch(pair: Pair, uris: list[str]) -> Batch:
+    # So that what was stored last has been announced, as most of what is loaded has.
+    time.sleep(ANNOUNCED_S)
+    settle()
+    before = pair.cpu_s()
+    done = child(pair.bob.environment, "load_clients.load_many", uris)
+    after = pair.cpu_s()
+    for uri, path in zip(uris, done["paths"], strict=True):
+        _check(uri, Path(path))
+    load = Load(done["seconds"], after[0] - before[0], after[1] - before[1] + done["cpu_s"])
+    return Batch(load, pair.bob.peak_mib())
+
+
+def _batch_rows(
+    count: int, batches: list[Batch], bare: list[float], bare_cpu: list[float]
+) -> list[Row]:
+    loaded = sample([count / one.load.seconds for one in batches], "files/s")
+    limit = sample([count / seconds for seconds in bare], "files/s")
+    ratio = loaded.median / limit.median
+    giver = median_text([one.load.giver_cpu_s for one in batches])
+    taker = median_text([one.load.taker_cpu_s for one in batches])
+    peaks = [one.peak_mib for one in batches if one.peak_mib is not None]
+    return [
+        Row(
+            f"bare loop, {count:,} texts of 4 KiB as a group, same calls for objects",
+            limit,
+            cpu=median_text(bare_cpu),
+        ),
+        Row(
+            f"`load_files` of {count:,} of 4 KiB from another node, durable in groups",
+            loaded,
+            f"{figure(ratio)}x the bare loop",
+            f"{giver} giving + {taker} taking",
+            median_text(peaks),
+            budget=at_least(BATCHES_RATIO_MIN, ratio, "x") + " (aim 5,000 files/s)",
         ),
     ]
 

@@ -44,6 +44,9 @@ class NodeProcess:
         self.config_dir = directory / "config"
         self.storage_dir = directory / "store"
         self.environment = environment(directory, KACHERY_CHANNEL_SECRET=secret)
+        # A command that runs it, and where it listens: not so in a network namespace.
+        self.under: Sequence[str] = ()
+        self.host = "127.0.0.1"
         # Each line that it printed, with the time at which it came.
         self.lines: list[tuple[float, str]] = []
         self.spawned_at = 0.0
@@ -52,8 +55,9 @@ class NodeProcess:
 
     def spawn(self, *options: str) -> None:
         """Start it on a free port; do not wait."""
-        command = [*KACHERY_P2P, "start", "--channel", "lab", "--label", self.directory.name]
-        listen = ["--listen", "127.0.0.1:0", "--http", "off", "--no-mdns"]
+        start = ["start", "--channel", "lab", "--label", self.directory.name]
+        command = [*self.under, *KACHERY_P2P, *start]
+        listen = ["--listen", f"{self.host}:0", "--http", "off", "--no-mdns"]
         self.lines, self._ready = [], threading.Event()
         with (self.directory / "stderr").open("a") as errors:
             self.spawned_at = time.perf_counter()

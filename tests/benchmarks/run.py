@@ -23,10 +23,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bulk
+import feeds
 import idle
 import load
 import logs
 import node
+import opening
+import sources
 import startup
 import store
 from settings import Settings
@@ -39,7 +42,10 @@ SUBJECTS: dict[str, Callable[[Settings], list[Row]]] = {
     "store": store.measure,
     "load": load.measure,
     "bulk": bulk.measure,
+    "opening": opening.measure,
+    "sources": sources.measure,
     "logs": logs.measure,
+    "feeds": feeds.measure,
     "idle": idle.measure_idle,
     "members": idle.measure_members,
 }

@@ -1,18 +1,22 @@
-"""Storing on this computer, and finding what is stored: no daemon runs."""
+"""Storing on this computer, and finding what is stored: no daemon runs, but in one row."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from processes import child, environment, run
+from processes import NodeProcess, child, environment, run
 from settings import MIB, Settings, settle
 from table import Row, at_least, at_most, figure, median_text, sample
+
+from kachery_p2p.channels.channel import generate_secret
 
 STORE_RATIO_MAX = 1.5
 PEAK_MIB_MAX = 100
 TEXTS_RATIO_MIN = 0.8
+SHARED_TEXTS_PER_S_MIN = 1000
 FIND_US_MAX = 20
 RANGE_US_MAX = 50
 COPY = 'cp "$1" "$2" && sync "$2"'
@@ -25,7 +29,7 @@ def measure(settings: Settings) -> list[Row]:
     rows += _lookups(settings, uri, env)
     shutil.rmtree(room)
     room.mkdir()
-    return rows + _texts(settings, room) + _group(settings, room)
+    return rows + _texts(settings, room) + _group(settings, room) + _shared(settings, room)
 
 
 def _big_files(settings: Settings, room: Path) -> tuple[list[Row], str, dict[str, str]]:
@@ -94,10 +98,10 @@ def _lookups(settings: Settings, uri: str, env: dict[str, str]) -> list[Row]:
 
 def _texts(settings: Settings, room: Path) -> list[Row]:
     return _against_bare(
-        settings.times(2),
+        settings.times(3),
         room / "one-by-one",
         settings.texts,
-        ("bare.store_texts", "bare loop, {} texts, same calls for object and log"),
+        ("bare.store_texts", "bare loop, {} texts, the same system calls"),
         ("clients.store_texts", "`store_text`, {} texts one by one, durable"),
     )
 
@@ -107,9 +111,36 @@ def _group(settings: Settings, room: Path) -> list[Row]:
         settings.times(3),
         room / "group",
         settings.group,
-        ("bare.store_group", "bare loop, {} texts as a group, same calls for objects"),
+        ("bare.store_group", "bare loop, {} texts as a group, the same system calls"),
         ("clients.store_group", "`put_many`, {} texts as a group, durable"),
     )
+
+
+def _shared(settings: Settings, room: Path) -> list[Row]:
+    """Texts stored while the daemon runs: on disk, and granted, when each call returns."""
+    node = NodeProcess(room / "node", generate_secret(os.urandom(20)))
+    rates, cpu, of_node = [], [], []
+    try:
+        node.start()
+        for number in settings.times(3):
+            texts = [f"shared {number} {index}" * 20 for index in range(settings.texts)]
+            settle()
+            before = node.cpu_s()
+            done = child(node.environment, "clients.store_texts", texts)
+            rates.append(len(texts) / done["seconds"])
+            cpu.append(done["cpu_s"])
+            of_node.append(node.cpu_s() - before)
+    finally:
+        node.stop()
+    rate = sample(rates, "texts/s")
+    return [
+        Row(
+            f"`store_text`, {settings.texts:,} texts one by one, shared by a daemon that runs",
+            rate,
+            cpu=f"{median_text(cpu)}, node {median_text(of_node)}",
+            budget=at_least(SHARED_TEXTS_PER_S_MIN, rate.median, "texts/s"),
+        )
+    ]
 
 
 def _against_bare(

@@ -20,6 +20,8 @@ class Sample(NamedTuple):
         return statistics.median(self.values)
 
     def __str__(self) -> str:
+        if not self.values:
+            return "not measured"
         low, high = figure(min(self.values)), figure(max(self.values))
         return f"{figure(self.median)} {self.unit} ({low}-{high}), {len(self.values)}"
 

@@ -22,7 +22,14 @@ from kachery_p2p.cli.commands import cli
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+IMAGE: str = COMPOSE["x-node"]["image"]
+SERVICES: dict[str, dict[str, Any]] = {
+    name: service for name, service in COMPOSE["services"].items() if service["image"] == IMAGE
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    name: service for name, service in COMPOSE["services"].items() if name not in SERVICES
+}
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 NODES = {name: service for name, service in SERVICES.items() if "entrypoint" not in service}
 INTRODUCERS = {name: node for name, node in NODES.items() if "--introduce" in node["command"]}
 MEMBERS = {name: node for name, node in NODES.items() if name not in INTRODUCERS}
@@ -200,9 +207,34 @@ def test_the_channel_of_the_nodes_is_in_the_image_and_its_secret_in_the_environm
         file = f"channels/{option(node['command'], 'channel')}.toml"
         assert ([file], file) in copied()
         channel = tomllib.loads((ROOT / file).read_text())
-        assert set(node["environment"]) == {channel["secret_env"]}
+        assert set(node["environment"]) == {channel["secret_env"]} | KEYS
         assert channel["kind"] == "shared-secret"
     assert SERVICES["introduction"]["environment"] == {}
+
+
+def test_the_bucket_is_a_server_apart_that_starts_only_when_it_is_asked_for() -> None:
+    (s3,) = OTHERS.values()
+    assert s3["profiles"] == ["bucket"]
+    assert re.fullmatch(r"[\w./-]+:v\d+\.\d+\.\d+", s3["image"]), "a version, never the latest"
+    assert "ports" not in s3, "only the nodes reach it"
+    assert s3["read_only"] is True
+    assert s3["cap_drop"] == ["ALL"]
+    (volume,) = mounts(s3)
+    assert volume in COMPOSE["volumes"]
+    assert not any(volume in mounts(service) for service in SERVICES.values())
+    assert mounts(s3)[volume] in s3["entrypoint"][-1]
+
+
+def test_the_nodes_have_the_keys_of_the_bucket_and_nobody_has_a_default_one() -> None:
+    ((name, s3),) = OTHERS.items()
+    given = {variable: f"${{{variable}:-}}" for variable in KEYS}
+    assert sorted(s3["environment"].values()) == sorted(given.values())
+    for node in MEMBERS.values():
+        assert {key: node["environment"][key] for key in KEYS} == given
+    (port,) = re.findall(r"--port :(\d+)", s3["entrypoint"][-1])
+    (bucket,) = re.findall(r"mkdir -p /data/(\w+)", s3["entrypoint"][-1])
+    shown = (ROOT / "docker-compose.yml").read_text()
+    assert f"s3://{bucket}/files?endpoint=http://{name}:{port}" in shown
 
 
 def test_every_variable_that_is_named_is_read_somewhere() -> None:

@@ -65,7 +65,8 @@ def test_what_runs_is_tested_in_the_same_versions() -> None:
 
 def test_the_locks_hold_what_pyproject_asks_for() -> None:
     asked = project()
-    run = wanted(*asked["project"]["dependencies"], *asked["extras"]["progress"])
+    extras = (*asked["extras"]["progress"], *asked["extras"]["cloud"])
+    run = wanted(*asked["project"]["dependencies"], *extras)
     dev = wanted(*asked["groups"]["dev"])
     build = wanted(*asked["groups"]["build"])
     assert run <= {name for name, _ in pins("requirements.txt")}
