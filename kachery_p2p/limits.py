@@ -373,6 +373,8 @@ DOOR_REQUEST_BYTES_MAX = 4 << 20
 DOOR_REQUEST_S_MAX = 10.0
 # An idle kept-alive connection is closed after this.
 DOOR_IDLE_S_MAX = 600.0
+# A call that is answered sooner is not watched for a client that goes away meanwhile.
+DOOR_QUICK_S = 0.02
 # While it works on a long call, the daemon says at least this often that it is alive, and how far.
 DOOR_HEARTBEAT_S = 2.0
 # Progress is sent no more often than this: a person reads no more than five updates a second.

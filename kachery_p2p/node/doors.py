@@ -18,6 +18,7 @@ import trio
 
 from kachery_p2p.errors import DaemonError, DaemonProtocolError, KacheryError, sole_error
 from kachery_p2p.limits import DOOR_HEARTBEAT_S, DOOR_PROGRESS_S
+from kachery_p2p.node.slow_calls import SlowCalls
 from kachery_p2p.wire.operations import (
     OPERATIONS,
     Operation,
@@ -166,10 +167,12 @@ async def run(
     *,
     gone: Callable[[], Awaitable[None]],
     tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
+    slow: SlowCalls | None = None,
 ) -> dict[str, Any] | None:
     """The call's `answer`, with its progress told on the way; None if the client left first.
 
     `gone` returns when the client has left, which cancels the handler; so does a `tell` that fails.
+    With `slow` that is looked for only once the call has lasted a moment.
     """
     reply = None
     async with trio.open_nursery() as nursery:
@@ -202,10 +205,15 @@ async def run(
             finally:
                 done.set()
 
-        nursery.start_soon(watch)
+        def begin_watching() -> None:
+            nursery.start_soon(watch)
+
+        if slow is None:
+            begin_watching()
         call.on_news = begin_telling
         try:
-            reply = await answer(call, handlers)
+            with contextlib.nullcontext() if slow is None else slow.noticing(begin_watching):
+                reply = await answer(call, handlers)
         finally:
             call.on_news = None
         call.finish()

@@ -44,6 +44,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.node.doors import Call, Handlers, Started, internal_error, run
 from kachery_p2p.node.guests import Group, give_to_group, group_named, is_in_group, user_name
+from kachery_p2p.node.slow_calls import SlowCalls
 from kachery_p2p.wire.codec import FrameDecoder, encode_frame
 from kachery_p2p.wire.operations import GUEST, OWNER, error_to_map, operation_named
 
@@ -77,7 +78,9 @@ async def serve_unix_door(
         door = _Door(handlers, group)
         task_status.started(path)
         try:
-            await trio.serve_listeners(door.welcome, [listener])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(door.slow.run)
+                await trio.serve_listeners(door.welcome, [listener])
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(SOCKET_NAME, dir_fd=directory)
@@ -165,6 +168,7 @@ class _Door:
     def __init__(self, handlers: Handlers, group: Group | None) -> None:
         self._handlers = handlers
         self._group = group
+        self.slow = SlowCalls()
         self._clients = 0
         self._guests = 0
         self._places = trio.Semaphore(DOOR_CONNECTIONS_MAX)
@@ -175,7 +179,7 @@ class _Door:
         self._clients += 1
         try:
             async with stream:
-                await self._serve(_Connection(stream.socket, self._handlers))
+                await self._serve(_Connection(stream.socket, self._handlers, self.slow))
         except OSError as error:
             log.debug("a client of the Unix door went away: %s", error)
         except Exception:
@@ -247,9 +251,12 @@ BetweenCalls = Callable[["_Connection"], contextlib.AbstractContextManager[None]
 
 
 class _Connection:
-    def __init__(self, connection: trio.socket.SocketType, handlers: Handlers) -> None:
+    def __init__(
+        self, connection: trio.socket.SocketType, handlers: Handlers, slow: SlowCalls
+    ) -> None:
         self._socket = connection
         self._handlers = handlers
+        self._slow = slow
         self._decoder = FrameDecoder()
         self._received: list[int] = []
         self.uid = peer_uid(connection)
@@ -342,7 +349,9 @@ class _Connection:
 
     async def _serve_call(self, call: Call) -> None:
         """Run the handler; the answer is sent unless the client has gone meanwhile."""
-        reply = await run(call, self._handlers, gone=self._wait_until_gone, tell=self._tell)
+        reply = await run(
+            call, self._handlers, gone=self._wait_until_gone, tell=self._tell, slow=self._slow
+        )
         if reply is None:
             raise ConnectionResetError("the client left during its call")
         await self._send(reply, call.attached)

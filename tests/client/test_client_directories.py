@@ -276,7 +276,8 @@ def test_an_interrupted_store_leaves_nothing_open_and_goes_on(
     monkeypatch.setattr(intake.Intake, "take_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         kp.store_dir(top)
-    assert len(os.listdir("/proc/self/fd")) == before
+    # What earlier tests left to the garbage collector may be closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert os.listdir(tmp_path / "store/.tmp") == []
     assert len(kp.load_dir(kp.store_dir(top))) == count
 
@@ -415,7 +416,8 @@ def test_descriptors_of_files_do_not_pile_up(tmp_path: Path) -> None:
         opened = [len(os.listdir("/proc/self/fd")) for _ in tree.descriptors()]
         assert len(opened) == count
         assert max(opened) <= before + GROUP_OBJECTS_MIN + 2
-    assert len(os.listdir("/proc/self/fd")) == before
+    # What earlier tests left to the garbage collector may be closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # --- loading ------------------------------------------------------------------------------------
