@@ -50,6 +50,7 @@ class _Line:
         # What was taken from the queue, but did not fit the last record.
         self._left: _Append | None = None
         self.added = 0
+        self._taken = 0
 
     def add(self, append: _Append) -> None:
         """One more waits."""
@@ -58,11 +59,13 @@ class _Line:
 
     def dismiss(self) -> None:
         """Send the thread away once it has served those before."""
-        self._waiting.put(None)
+        # It looks again after those that wait, and one dismissal is enough.
+        if self._waiting.empty():
+            self._waiting.put(None)
 
     def is_empty(self) -> bool:
-        """True if nobody waits."""
-        return self._left is None and self._waiting.empty()
+        """True if nobody waits. To be asked while no thread takes any."""
+        return self._taken == self.added
 
     def take(self) -> list[_Append]:
         """Those that fit one record, when there is one at least; none if the thread may go."""
@@ -81,10 +84,12 @@ class _Line:
                 append = self._waiting.get_nowait()
             except queue.Empty:
                 break
+        self._taken += len(batch)
         return batch
 
     def rest(self) -> list[_Append]:
         """All that wait, when the thread has gone."""
+        self._taken = self.added
         found = [] if self._left is None else [self._left]
         while not self._waiting.empty():
             append = self._waiting.get_nowait()
