@@ -6,7 +6,8 @@ It is JSON, stored like any content, and its own SHA-1 is in the URI. So whoever
 URI with `?manifest=` can verify a chunk of 10 or 20 MB without the rest of the file; our
 own `manifests` do so by the MiB. Lists are read in every form that was written: any
 chunk lengths, any spacing, keys in any order. The first kachery put the list of a first
-chunk above 10 MB inside it; that is not needed, and passed over.
+chunk above 10 MB (so of files above 1 GB) inside it, as "manifest"; it is written where
+that wrote it, because it belongs to the list's own hash, and passed over when it is read.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class ChunkList(NamedTuple):
     size: int
     content: ContentHash
     chunks: tuple[ListedChunk, ...]
+    # The list of the first chunk, where the first kachery put it inside.
+    first: ChunkList | None = None
 
     def covering(self, start: int, end: int) -> tuple[ListedChunk, ...]:
         """The chunks that together hold the bytes from `start` up to, not including, `end`."""
@@ -83,9 +86,15 @@ class ChunkList(NamedTuple):
         """The bytes that the packages of `form` stored; their SHA-1 is the list's name."""
         import json
 
-        chunks = [{"start": start, "end": end, "sha1": sha1} for start, end, sha1 in self.chunks]
-        record = {"size": self.size, "sha1": self.content, "chunks": chunks}
-        return json.dumps(record, separators=form.separators).encode("ascii")
+        return json.dumps(self._record(), separators=form.separators).encode("ascii")
+
+    def _record(self) -> dict[str, Any]:
+        chunks: list[dict[str, Any]] = [
+            {"start": start, "end": end, "sha1": sha1} for start, end, sha1 in self.chunks
+        ]
+        if self.first is not None:
+            chunks[0]["manifest"] = self.first._record()
+        return {"size": self.size, "sha1": self.content, "chunks": chunks}
 
     @classmethod
     def decode(cls, data: bytes) -> ChunkList:
@@ -123,10 +132,14 @@ def verify_listed_chunk(chunk: ListedChunk, data: Bytes) -> None:
 
 
 class ChunkListBuilder:
-    """Build a chunk list from a content's bytes in order. Keeps the hashes, never the bytes."""
+    """Build a chunk list from a content's bytes in order. Keeps the hashes, never the bytes.
 
-    def __init__(self, chunk_bytes: int) -> None:
+    With `first` the list of the first chunk is built too, and put inside.
+    """
+
+    def __init__(self, chunk_bytes: int, first: ChunkListBuilder | None = None) -> None:
         self._chunk_bytes = chunk_bytes
+        self._first = first
         self._chunks: list[ListedChunk] = []
         self._hash = _new_hash()
         self._start = self._size = 0
@@ -137,6 +150,8 @@ class ChunkListBuilder:
         while rest:
             wanted = self._start + self._chunk_bytes - self._size
             self._hash.update(rest[:wanted])
+            if self._first is not None and not self._chunks:
+                self._first.update(rest[:wanted])
             self._size += len(rest[:wanted])
             rest = rest[wanted:]
             if self._size - self._start == self._chunk_bytes:
@@ -146,7 +161,9 @@ class ChunkListBuilder:
         """The list of all bytes taken, `content` being their SHA-1."""
         if self._size > self._start:
             self._finish_chunk()
-        return ChunkList(self._size, content, tuple(self._chunks))
+        inside = self._first
+        first = inside.finish(self._chunks[0].content) if inside and self._chunks else None
+        return ChunkList(self._size, content, tuple(self._chunks), first)
 
     def _finish_chunk(self) -> None:
         if len(self._chunks) == LISTED_CHUNKS_MAX:

@@ -5,7 +5,8 @@
     sha1dir://H.label/path/inside              kachery, directories (see `directories`)
     ipfs://CID                                 the first kachery-cloud
     feed://ID/name  feed://ID/~HASH            kachery-p2p and kachery-client
-    sha1-enc://CODE.ag_GROUP                   kachery-cloud, hash encrypted by its server
+    sha1-enc://CODE.ag_GROUP                   encrypted for an access group; kachery-cloud,
+                                               by its server; this package, by a key
     gh://owner/repo/branch/path  https://...   kachery-cloud and kachery 2, files elsewhere
 
 Whoever needs the bytes of one content calls `parse_uri`, which refuses the others with
@@ -88,7 +89,10 @@ class FeedUri(NamedTuple):
 
 
 class EncryptedUri(NamedTuple):
-    """`sha1-enc://CODE.ag_GROUP`: a SHA-1 that a server of kachery-cloud encrypted for a group."""
+    """`sha1-enc://CODE.ag_GROUP`: a URI that only the members of a group can read.
+
+    Encrypted by a server of kachery-cloud, or by this package (`client.encrypted_uris`).
+    """
 
     code: str
     group: str

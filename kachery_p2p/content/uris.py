@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kachery_p2p.content.hashes import ContentHash, Root, quoted
+from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash, Root, quoted
 from kachery_p2p.errors import InvalidNameError, UnknownSchemeError, UriError
 from kachery_p2p.limits import LABEL_BYTES_MAX, URI_CHARS_MAX
 
@@ -46,7 +46,10 @@ OTHER_SCHEMES = {
         "a directory or a file inside one",
         "`kachery-p2p ls --json` gives the sha1:// URIs of the files in it",
     ),
-    "sha1-enc": ("a content by a hash that only a server of kachery-cloud can read", ASK_AUTHOR),
+    "sha1-enc": (
+        "a content for the members of an access group",
+        "`kachery-p2p decrypt-uri` gives it to them",
+    ),
     "ipfs": ("a content by its IPFS hash", ASK_AUTHOR),
     "feed": ("a feed or a subfeed", "load it as a feed, not as a file"),
     "kachery-feed": ("a feed on a server of kachery-cloud", "read it with kachery-cloud"),
@@ -59,6 +62,7 @@ OTHER_SCHEMES = {
     "gs": ("an object in a cloud bucket", STORE_AGAIN),
     "s3": ("an object in a cloud bucket", STORE_AGAIN),
 }
+_BARE_CHARS = len("sha1://") + ContentHash.CHARS
 STORE_HINT = "`kachery-p2p store FILE` gives a URI"
 COPY_HINT = "copy the whole URI again"
 
@@ -96,6 +100,8 @@ def parse_uri(text: str) -> Uri:
     Space around it (from pasting) is dropped, hex may be upper case, query keys
     that are not known are ignored. The name comes from the path, else from `label`.
     """
+    if len(text) == _BARE_CHARS and text.startswith("sha1://") and not text[7:].strip(HEX_DIGITS):
+        return Uri(ContentHash(text[7:]))  # thousands of them may come at once
     scheme, rest = split_scheme(text)
     if scheme == "sha1":
         return read_uri(rest)

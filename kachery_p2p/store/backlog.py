@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.manifests import Manifest
+from kachery_p2p.content.manifests import Hashes
 from kachery_p2p.limits import INDEX_WAIT_S_MAX, INDEX_WAITING_MAX
 
 
@@ -23,7 +23,7 @@ class Remembered(NamedTuple):
     """A file with this status was read whole and has the hashes of the manifest."""
 
     content: ContentHash
-    manifest: Manifest
+    manifest: Hashes
     root: Root
     status: os.stat_result
 

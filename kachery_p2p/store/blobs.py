@@ -23,27 +23,28 @@ from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import (
     KacheryError,
     NotFoundError,
-    ResolutionError,
     StoreError,
     VerificationError,
 )
 from kachery_p2p.limits import CHUNK_BYTES, DISK_RESERVE_BYTES, GROUP_OBJECTS_MIN
 from kachery_p2p.store.cleanup import sweep
-from kachery_p2p.store.copying import copy_whole
+from kachery_p2p.store.copying import copy_whole, destination_of
 from kachery_p2p.store.durable import DurableDirectories
 from kachery_p2p.store.groups import Group, Item, Outcome
-from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.store.hashing import hash_bytes, hash_chunk
 from kachery_p2p.store.index import Index
 from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
+from kachery_p2p.store.known_files import KnownFiles
 from kachery_p2p.store.links import Links
 from kachery_p2p.store.listing import Checked, Listed, list_objects
 from kachery_p2p.store.objects import Objects, Opened, Stored, stored, stored_earlier
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.store.paths import blob_path, parent_of
 from kachery_p2p.store.placing import Placing
-from kachery_p2p.store.small import SmallObjects
+from kachery_p2p.store.small import Named, SmallObjects, ignored
 from kachery_p2p.store.sources import Source, opened_source
 from kachery_p2p.store.temps import TempFile
+from kachery_p2p.store.verified import VerifiedGroups
 
 __all__ = ["BlobStore", "Checked", "Item", "Listed", "Opened", "Outcome", "Stored"]
 
@@ -62,7 +63,11 @@ class BlobStore:
         self._intake = Intake(self.directory, reserve_bytes)
         self._objects = Objects(self._directories, index)
         self._placing = Placing(self._directories, self._objects)
+        self.known_files = KnownFiles(self.directory, index)
         self._small = SmallObjects(self._directories, self._objects, index, self._make_room)
+        self.verified = VerifiedGroups(
+            self._directories, index, self._make_room, lambda data: self._put_one(data, quietly)
+        )
         links = os.path.join(os.path.dirname(index.path), "links.db")
         self._links = Links(links, self.directory, index)
         self._swept = False
@@ -99,11 +104,20 @@ class BlobStore:
             self._remember_source(status, kept)
         return kept
 
-    def put_bytes(self, data: bytes) -> Stored:
-        """Store bytes that are in memory."""
-        manifest = hash_bytes(data)
-        if 0 < len(data) <= CHUNK_BYTES and (kept := self._small.put(data, manifest)) is not None:
-            return kept
+    def put_bytes(self, data: bytes, named: Named = ignored) -> Stored:
+        """Store bytes that are in memory.
+
+        What `named` makes durable of its own, told of the content when that has its name, is
+        on the disk with it: together they take less time. What it raises is raised.
+        """
+        hashes = hash_chunk(data) if 0 < len(data) <= CHUNK_BYTES else None
+        kept = self._small.put(data, hashes, named) if hashes else None
+        if kept is None:
+            kept = self._put_whole(data, hashes.manifest if hashes else hash_bytes(data))
+            named(kept.content)
+        return kept
+
+    def _put_whole(self, data: bytes, manifest: Manifest) -> Stored:
         earlier = stored(self.directory, self._index, manifest.content, manifest.root)
         if earlier is not None:
             return earlier
@@ -304,7 +318,7 @@ class BlobStore:
     def copy_to(self, content: ContentHash, dest: str, name: str | None = None) -> str:
         """Write a copy to the path `dest`, or as `name` into the directory `dest`; where it is."""
         with opened_source(self.local_path(content)) as fd:
-            return copy_whole(fd, _destination(dest, name))
+            return copy_whole(fd, destination_of(dest, name))
 
     # --- looking after it ---------------------------------------------------------------
 
@@ -383,13 +397,3 @@ class BlobStore:
         if not self._swept:
             self._swept = True
             self.sweep()
-
-
-def _destination(dest: str, name: str | None) -> str:
-    if not os.path.isdir(dest):
-        return dest
-    if name is None:
-        raise ResolutionError(f"{dest} is a directory", hint="give the name of a file in it")
-    from kachery_p2p.content.uris import check_label
-
-    return os.path.join(dest, check_label(name))

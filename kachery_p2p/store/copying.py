@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from kachery_p2p.errors import (
@@ -100,6 +100,19 @@ def copy_whole(descriptor: int, dest: str) -> str:
     return dest
 
 
+def write_whole(pieces: Iterable[bytes], dest: str) -> str:
+    """Write the pieces to the path `dest`, as `copy_whole` does; what they raise is raised."""
+    _check_destination(dest)
+    with _Beside(dest) as temp:
+        length = 0
+        for piece in pieces:
+            with _writing_beside(dest):
+                write_all(temp.fd, piece, length)
+            length += len(piece)
+        temp.take_its_place()
+    return dest
+
+
 def _check_destination(dest: str) -> None:
     parent = os.path.dirname(os.path.abspath(dest))
     if not os.path.isdir(parent):
@@ -165,3 +178,14 @@ def _writing_beside(dest: str) -> Iterator[None]:
         if error.errno == errno.EIO:  # the disk's fault, not that of who chose the destination
             raise StorageFailedError(message, hint="check its disk") from error
         raise ResolutionError(message) from error
+
+
+def destination_of(dest: str, name: str | None) -> str:
+    """The path `dest`, or that of `name` in it if it is a directory, which needs one."""
+    if not os.path.isdir(dest):
+        return dest
+    if name is None:
+        raise ResolutionError(f"{dest} is a directory", hint="give the name of a file in it")
+    from kachery_p2p.content.uris import check_label
+
+    return os.path.join(dest, check_label(name))

@@ -105,7 +105,11 @@ def human_size(size: int) -> str:
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write every byte of `data` at `offset`; the system may take fewer at a time."""
-    view = memoryview(data)
+    written = os.pwrite(fd, data, offset)
+    if written == len(data):
+        return
+    view = memoryview(data)[written:]
+    offset += written
     while view:
         written = os.pwrite(fd, view, offset)
         view = view[written:]
@@ -373,11 +377,14 @@ class DurableDirectories:
         except FileExistsError:
             if not _made_by_us_just_now(path):
                 return False
-        # As open as the top: a store that a group or everybody may write stays one.
-        mode = os.stat(self.top).st_mode & 0o3777
-        if os.stat(path).st_mode & 0o3777 == mode:
+        # As open as the top, and of its group: a store that a group may write stays one.
+        top, made = os.stat(self.top), os.stat(path)
+        if made.st_gid != top.st_gid:
+            with contextlib.suppress(OSError):  # a group that we are not in
+                os.chown(path, -1, top.st_gid)
+        elif made.st_mode & 0o3777 == top.st_mode & 0o3777:
             return True
-        os.chmod(path, mode)
+        os.chmod(path, top.st_mode & 0o3777)
         return False
 
 

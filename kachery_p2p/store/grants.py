@@ -7,6 +7,7 @@ granted nowhere until the user says where.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,9 @@ _TAKE_OVER = (
     " ON CONFLICT (content, channel) DO UPDATE SET why = excluded.why, time = excluded.time"
     f" WHERE why = '{guests.WHY}' OR (why = '{FETCHED}' AND excluded.why != '{FETCHED}')"
 )
+# Old builds of SQLite take no more values in one statement than 999.
+_ASKED_AT_ONCE = 500
+_MANY_GRANTS = "SELECT content FROM grants WHERE channel = ? AND content IN "
 # What one call of `pending` lists at most: 4,096 hashes are 160 KiB.
 PENDING_LISTED_MAX = 4_096
 
@@ -80,8 +84,9 @@ class Grants:
 
     def _keep(self, shares: Sequence[Share]) -> None:
         def change(connection: sqlite3.Connection) -> None:
-            for share in shares:
-                _grant_one(connection, share)
+            # In their order: those of one kind at once.
+            for is_pending, some in itertools.groupby(shares, lambda one: one.channels is None):
+                (_keep_pending if is_pending else _grant_each)(connection, list(some))
 
         self._database.write(change)
 
@@ -231,6 +236,21 @@ class Grants:
             )
         )
 
+    def granted_of(self, contents: Iterable[ContentHash], channel_id: str) -> set[ContentHash]:
+        """Those of many contents that may be served in the channel. 1 us for each."""
+        names = [content.raw for content in contents]
+
+        def question(connection: sqlite3.Connection) -> set[ContentHash]:
+            found = set()
+            for at in range(0, len(names), _ASKED_AT_ONCE):
+                some = names[at : at + _ASKED_AT_ONCE]
+                query = f"{_MANY_GRANTS}({','.join('?' * len(some))})"
+                for row in connection.execute(query, (channel_id, *some)):
+                    found.add(ContentHash.of_raw(row[0]))
+            return found
+
+        return self._database.read(question)
+
     def channels_of(self, content: ContentHash) -> tuple[str, ...]:
         """The channels where `content` may be served."""
         rows = self._rows(
@@ -339,25 +359,31 @@ def _commits_of_others(connection: sqlite3.Connection) -> tuple[int, int]:
     return id(connection), connection.execute("PRAGMA data_version").fetchone()[0]
 
 
-def _grant_one(connection: sqlite3.Connection, share: Share) -> None:
-    raw = share.content.raw
-    if share.channels is None:
-        connection.execute(
-            "INSERT OR IGNORE INTO pending SELECT ?1, ?2, ?3"
-            " WHERE NOT EXISTS (SELECT 1 FROM grants WHERE content = ?1)",
-            (raw, share.why, share.time),
-        )
-        connection.execute(
-            "UPDATE grants SET why = ? WHERE content = ? AND why = ?", (share.why, raw, FETCHED)
-        )
-        return
-    for channel in share.channels:
-        connection.execute(
-            "INSERT INTO grants VALUES (?, ?, ?, ?)" + _TAKE_OVER,  # noqa: S608
-            (raw, channel, share.why, share.time),
-        )
-    if share.channels:
-        connection.execute("DELETE FROM pending WHERE content = ?", (raw,))
+def _keep_pending(connection: sqlite3.Connection, shares: Sequence[Share]) -> None:
+    connection.executemany(
+        "INSERT OR IGNORE INTO pending SELECT ?1, ?2, ?3"
+        " WHERE NOT EXISTS (SELECT 1 FROM grants WHERE content = ?1)",
+        [(share.content.raw, share.why, share.time) for share in shares],
+    )
+    connection.executemany(
+        "UPDATE grants SET why = ? WHERE content = ? AND why = ?",
+        [(share.why, share.content.raw, FETCHED) for share in shares],
+    )
+
+
+def _grant_each(connection: sqlite3.Connection, shares: Sequence[Share]) -> None:
+    connection.executemany(
+        "INSERT INTO grants VALUES (?, ?, ?, ?)" + _TAKE_OVER,  # noqa: S608
+        [
+            (share.content.raw, channel, share.why, share.time)
+            for share in shares
+            for channel in share.channels or ()
+        ],
+    )
+    connection.executemany(
+        "DELETE FROM pending WHERE content = ?",
+        [(share.content.raw,) for share in shares if share.channels],
+    )
 
 
 def _refuse_damaged(path: str) -> None:

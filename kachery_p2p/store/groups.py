@@ -13,14 +13,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.manifests import Manifest
+from kachery_p2p.content.manifests import Hashes
 from kachery_p2p.errors import KacheryError, StoreError
-from kachery_p2p.limits import GROUP_BYTES_MAX, GROUP_OBJECTS_MAX
+from kachery_p2p.limits import CHUNK_BYTES, GROUP_BYTES_MAX, GROUP_OBJECTS_MAX
 from kachery_p2p.store.backlog import Remembered, SourceSeen
+from kachery_p2p.store.directories_ahead import DirectoriesAhead
 from kachery_p2p.store.durable import (
     Aside,
     DurableDirectories,
@@ -32,7 +33,7 @@ from kachery_p2p.store.durable import (
     write_all,
     writing_to,
 )
-from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.store.hashing import hash_bytes, hash_chunk
 from kachery_p2p.store.index import Index, Rows
 from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
 from kachery_p2p.store.objects import Stored, collision, stored, stored_earlier
@@ -42,6 +43,9 @@ from kachery_p2p.store.sources import Source, opened_source
 from kachery_p2p.store.temps import TempGroup
 
 _ALLOWANCE_BYTES = 16 << 20
+# Bytes of which the index is asked with one question, and which wait in memory for its answer.
+_SLICE_ITEMS = 256
+_SLICE_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +61,7 @@ class _Written(NamedTuple):
     path: str
     # Where it is to go.
     target: str
-    manifest: Manifest
-    root: Root
+    hashes: Hashes
     source: os.stat_result | None
 
 
@@ -90,6 +93,8 @@ class Group:
         self._made = Made()
         self._outcomes: dict[int, Outcome] = {}
         self._written: dict[int, _Written] = {}
+        # Those of which the index was not asked whether it knows another root.
+        self._unasked: list[int] = []
         # Further items with the content of an earlier one, which shares its outcome.
         self._same: dict[int, int] = {}
         self._first_with: dict[ContentHash, int] = {}
@@ -102,63 +107,139 @@ class Group:
         Reads no further than the last of them. All that is Stored is durable.
         """
         with TempGroup(self._directories) as temps:
-            for number, item in enumerate(items):
-                self._write(temps, number, item)
-                if number + 1 == GROUP_OBJECTS_MAX or self._bytes >= GROUP_BYTES_MAX:
-                    break
-            if self._written and self._bytes_synced(temps):
+            with DirectoriesAhead(self._directories, self._made) as ahead:
+                self._write(temps, items, ahead)
+                synced = bool(self._written) and self._bytes_synced(temps)
+            if synced:
                 self._place(temps)
         for number, other in self._same.items():
             self._outcomes[number] = self._outcomes[other]
         return [self._outcomes[number] for number in sorted(self._outcomes)]
 
+    def _slices(self, items: Iterable[Item]) -> Iterator[list[bytes] | Source]:
+        """The items of the group: what is in memory some at a time, a file alone."""
+        some: list[bytes] = []
+        size = 0
+        for count, item in enumerate(items, 1):
+            if isinstance(item, bytes):
+                some.append(item)
+                size += len(item)
+            if some and (
+                len(some) == _SLICE_ITEMS
+                or size >= _SLICE_BYTES
+                or count == GROUP_OBJECTS_MAX
+                or not isinstance(item, bytes)
+            ):
+                yield some
+                some, size = [], 0
+            if not isinstance(item, bytes):
+                yield item
+            if count == GROUP_OBJECTS_MAX or self._bytes >= GROUP_BYTES_MAX:
+                return
+        if some:
+            yield some
+
     # --- first the bytes ------------------------------------------------------------------
 
-    def _write(self, temps: TempGroup, number: int, item: Item) -> None:
+    def _write(self, temps: TempGroup, items: Iterable[Item], ahead: DirectoriesAhead) -> None:
+        first = 0
+        for some in self._slices(items):
+            if isinstance(some, list):
+                self._write_values(temps, first, some)
+                count = len(some)
+            else:
+                with self._outcome_of(first):
+                    self._note(first, self._write_file(temps, first, some))
+                count = 1
+            for number in range(first, first + count):
+                if (written := self._written.get(number)) is not None:
+                    ahead.wish(parent_of(written.target))
+            first += count
+
+    @contextlib.contextmanager
+    def _outcome_of(self, number: int) -> Iterator[None]:
+        """What is raised is what became of the item."""
         try:
-            if isinstance(item, bytes):
-                outcome = self._write_bytes(temps, item)
-            else:
-                outcome = self._write_file(temps, item)
-            if isinstance(outcome, Stored):
-                self._outcomes[number] = outcome
-                return
-            self._bytes += outcome.manifest.size
-            other = self._first_with.setdefault(outcome.manifest.content, number)
-            if other == number:
-                self._written[number] = outcome
-            elif self._written[other].root == outcome.root:
-                self._same[number] = other
-            else:
-                raise collision(outcome.manifest.content)
+            yield
         except KacheryError as error:
             self._outcomes[number] = error
         except OSError as error:
             self._outcomes[number] = storage_error(error, self._top)
 
-    def _write_bytes(self, temps: TempGroup, data: bytes) -> _Written | Stored:
-        manifest = hash_bytes(data)
-        root = manifest.root
-        if (earlier := stored(self._top, self._index, manifest.content, root)) is not None:
-            return earlier
-        self._check_space(len(data))
-        with temps.create() as temp:
-            write_all(temp.fd, data, 0)
-            self._finish(temps, temp.fd)
-        return _Written(temp.path, self._path(manifest), manifest, root, None)
+    def _note(self, number: int, outcome: _Written | Stored) -> None:
+        """The item was written now, or was stored before. HashCollisionError."""
+        if isinstance(outcome, Stored):
+            self._outcomes[number] = outcome
+            return
+        content = outcome.hashes.content
+        self._bytes += outcome.hashes.size
+        other = self._first_with.setdefault(content, number)
+        if other == number:
+            self._written[number] = outcome
+        elif self._written[other].hashes.root == outcome.hashes.root:
+            self._same[number] = other
+        else:
+            raise collision(content)
 
-    def _write_file(self, temps: TempGroup, source: Source) -> _Written | Stored:
+    def _write_values(self, temps: TempGroup, first: int, values: Sequence[bytes]) -> None:
+        hashed = [_hashes(data) for data in values]
+        try:
+            pinned = self._index.pinned_roots([hashes.content for hashes in hashed])
+        except StoreError as error:
+            self._outcomes |= dict.fromkeys(range(first, first + len(values)), error)
+            return
+        number = first - 1
+        for data, hashes in zip(values, hashed, strict=True):
+            number += 1
+            known = pinned.get(hashes.content) if pinned else None
+            try:  # `_outcome_of` takes 2 us more, for each object
+                self._note(number, self._write_value(temps, data, hashes, known))
+            except KacheryError as error:
+                self._outcomes[number] = error
+            except OSError as error:
+                self._outcomes[number] = storage_error(error, self._top)
+
+    def _write_value(
+        self, temps: TempGroup, data: bytes, hashes: Hashes, pinned: Root | None
+    ) -> _Written | Stored:
+        """Unless it stands; `pinned` is the root that the index knows, without which it cannot."""
+        if pinned is not None:
+            if pinned != hashes.root:
+                raise collision(hashes.content)
+            earlier = stored(self._top, self._index, hashes.content, pinned)
+            if earlier is not None:
+                return earlier
+        self._check_space(len(data))
+        path, fd = temps.create()
+        try:
+            write_all(fd, data, 0)
+            self._finish(temps, fd)
+        except BaseException:
+            _remove(path)
+            raise
+        finally:
+            os.close(fd)
+        return _Written(path, blob_path(self._top, hashes.content), hashes, None)
+
+    def _write_file(self, temps: TempGroup, number: int, source: Source) -> _Written | Stored:
         with opened_source(source) as fd:
             status, settled = settled_status(fd)
             if (earlier := stored_earlier(self._top, self._index, status)) is not None:
                 self._progress(earlier.size)
                 return earlier
             self._check_space(status.st_size)
-            with temps.create() as temp:
-                manifest = self._intake.take_file(temp.fd, fd, status, self._progress)
-                self._finish(temps, temp.fd)
-        target, seen = self._path(manifest), status if settled else None
-        return _Written(temp.path, target, manifest, manifest.root, seen)
+            path, temp = temps.create()
+            try:
+                manifest = self._intake.take_file(temp, fd, status, self._progress)
+                self._finish(temps, temp)
+            except BaseException:
+                _remove(path)
+                raise
+            finally:
+                os.close(temp)
+        self._unasked.append(number)
+        seen = status if settled else None
+        return _Written(path, blob_path(self._top, manifest.content), manifest, seen)
 
     def _check_space(self, need: int) -> None:
         """Look at the disk again for each 16 MiB, by which a group may enter the reserve."""
@@ -177,16 +258,7 @@ class Group:
     def _bytes_synced(self, temps: TempGroup) -> bool:
         if not temps.synced_at_once:
             return True  # each file was synced when it was written
-        with Aside(self._make_directories) as made:
-            synced = self._succeeded(lambda: sync_filesystem(temps.fd))
-        made.answer()
-        return synced
-
-    def _make_directories(self) -> None:
-        for written in self._written.values():
-            # What is wrong with one shows when its file is renamed.
-            with contextlib.suppress(OSError, StoreError):
-                self._directories.make_unsynced(parent_of(written.target), self._made)
+        return self._succeeded(lambda: sync_filesystem(temps.fd))
 
     def _succeeded(self, sync: Callable[[], None]) -> bool:
         """True if all is on disk; otherwise that is the outcome of whatever was written."""
@@ -202,15 +274,13 @@ class Group:
     # --- then the names -------------------------------------------------------------------
 
     def _place(self, temps: TempGroup) -> None:
-        pinned = self._index.pinned_roots(
-            [written.manifest.content for written in self._written.values()]
-        )
+        pinned = self._pinned_late()
         placed: dict[int, bool] = {}
-        for number, (path, target, manifest, root, _) in self._written.items():
+        for number, (path, target, hashes, _) in self._written.items():
             try:
-                if pinned and pinned.get(manifest.content, root) != root:
-                    raise collision(manifest.content)
-                placed[number] = self._placing.place_unsynced(path, target, manifest, self._made)
+                if pinned and pinned.get(hashes.content, hashes.root) != hashes.root:
+                    raise collision(hashes.content)
+                placed[number] = self._placing.place_unsynced(path, target, hashes, self._made)
             except KacheryError as error:
                 self._outcomes[number] = error
             except OSError as error:
@@ -228,6 +298,15 @@ class Group:
         except StoreError as error:
             log.warning("the index could not note a group that was stored: %s", error)
 
+    def _pinned_late(self) -> dict[ContentHash, Root]:
+        """The known roots of those of which the index was not asked yet."""
+        contents = [
+            self._written[number].hashes.content
+            for number in self._unasked
+            if number in self._written
+        ]
+        return self._index.pinned_roots(contents) if contents else {}
+
     def _sync_names(self, temps: TempGroup) -> None:
         if temps.synced_at_once:
             sync_filesystem(temps.fd)
@@ -240,20 +319,26 @@ class Group:
     def _looked_at(self, placed: dict[int, bool]) -> _Found:
         """What may be said, and the index be told, as soon as the names are on disk."""
         found = _Found({}, [], [])
-        for number, (_, path, manifest, root, source) in self._written.items():
-            content = manifest.content
+        for number, (_, path, hashes, source) in self._written.items():
+            content, root = hashes.content, hashes.root
             try:
                 status = os.lstat(path)
             except OSError as error:  # removed by somebody, perhaps with its directory
                 found.outcomes[number] = storage_error(error, self._top)
                 continue
-            found.outcomes[number] = Stored(content, root, manifest.size, path)
+            found.outcomes[number] = Stored(content, root, hashes.size, path)
             if placed[number]:
                 # Made here, while the disk is waited for, and not before the commit.
-                found.objects.append(Rows(Remembered(content, manifest, root, status)))
+                found.objects.append(Rows(Remembered(content, hashes, root, status)))
             if source is not None:
                 found.sources.append(SourceSeen(source, content, root))
         return found
 
-    def _path(self, manifest: Manifest) -> str:
-        return blob_path(self._top, manifest.content)
+
+def _hashes(data: bytes) -> Hashes:
+    return hash_chunk(data) if 0 < len(data) <= CHUNK_BYTES else hash_bytes(data)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -14,7 +14,7 @@ import threading
 from types import TracebackType
 
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.content.manifests import Manifest, ManifestBuilder, manifest_of_chunk
+from kachery_p2p.content.manifests import ChunkHashes, Manifest, ManifestBuilder, chunk_hashes
 from kachery_p2p.limits import CHUNK_BYTES, COPY_BUFFERS_MAX
 
 # How much is copied in one call. Below this a thread costs more than it saves.
@@ -159,14 +159,20 @@ def hash_file(fd: int, size: int) -> Manifest:
 
 def hash_bytes(data: bytes | memoryview) -> Manifest:
     """The manifest of bytes that are in memory."""
-    content = ContentHash(hashlib.sha1(data, usedforsecurity=False).hexdigest())
     if 0 < len(data) <= CHUNK_BYTES:
-        return manifest_of_chunk(content, data)
+        return hash_chunk(data).manifest
+    content = ContentHash(hashlib.sha1(data, usedforsecurity=False).hexdigest())
     chunks = ManifestBuilder()
     view = memoryview(data)
     for offset in range(0, len(data), CHUNK_BYTES):
         chunks.update(view[offset : offset + CHUNK_BYTES])
     return chunks.finish(content)
+
+
+def hash_chunk(data: bytes | memoryview) -> ChunkHashes:
+    """The hashes of a content of 1 byte to 1 MiB that is in memory."""
+    sha1 = hashlib.sha1(data, usedforsecurity=False)
+    return chunk_hashes(ContentHash(sha1.hexdigest()), sha1.digest(), data)
 
 
 def read_exactly(fd: int, buffer: memoryview, offset: int) -> memoryview:

@@ -22,6 +22,7 @@ from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import (
     HASH_BYTES,
     HEADER_BYTES,
+    ChunkHashes,
     Manifest,
     RootObject,
     chunk_hash,
@@ -44,6 +45,10 @@ _LISTED_AT_ONCE = 1_000
 # Old builds of SQLite take no more values in one statement than 999.
 _ASKED_AT_ONCE = 500
 _MANY_ROOTS = "SELECT content, root FROM objects WHERE content IN "
+_MANY_STATES = "SELECT content, file, state FROM objects WHERE content IN "
+
+# What tells a file from another one, and from itself after a change.
+FileState = tuple[bytes, bytes]
 
 SCHEMA = Schema(
     version=1,
@@ -92,7 +97,7 @@ class Index:
             return waiting.manifest.root_object
         row = self._one(
             "SELECT root_object, root FROM objects WHERE content = ? AND file = ? AND state = ?",
-            (content.raw, *_identity(status)),
+            (content.raw, *state_of(status)),
         )
         return None if row is None else _sound(row[0], row[1])
 
@@ -130,6 +135,23 @@ class Index:
                 for name, root in connection.execute(query, some):
                     roots[ContentHash.of_raw(name)] = Root.of_raw(root)
             return roots
+
+        return self._database.read(question)
+
+    def known_states(self, contents: Iterable[ContentHash]) -> dict[ContentHash, FileState]:
+        """Of those of many contents whose files are known the states in which they are."""
+        self.write_waiting()
+        names = [content.raw for content in contents]
+
+        def question(connection: sqlite3.Connection) -> dict[ContentHash, FileState]:
+            states = {}
+            for at in range(0, len(names), _ASKED_AT_ONCE):
+                some = names[at : at + _ASKED_AT_ONCE]
+                query = f"{_MANY_STATES}({','.join('?' * len(some))})"
+                for name, file, state in connection.execute(query, some):
+                    if file is not None:
+                        states[ContentHash.of_raw(name)] = (file, state)
+            return states
 
         return self._database.read(question)
 
@@ -186,7 +208,7 @@ class Index:
         if (waiting := self._backlog.source(status)) and same_state(waiting.status, status):
             return waiting.content, waiting.root
         row = self._one(
-            "SELECT content, root FROM sources WHERE file = ? AND state = ?", _identity(status)
+            "SELECT content, root FROM sources WHERE file = ? AND state = ?", state_of(status)
         )
         return None if row is None else (ContentHash.of_raw(row[0]), Root.of_raw(row[1]))
 
@@ -233,12 +255,17 @@ class Rows:
     __slots__ = ("of_pages", "row")
 
     def __init__(self, one: Remembered) -> None:
-        content = one.content.raw
-        self.row = (content, *_identity(one.status), one.root.raw, _encoded(one.manifest))
+        content, manifest, root = one.content.raw, one.manifest, one.root.raw
         self.of_pages: Sequence[tuple[bytes, int, bytes]] = ()
-        if _has_pages(one.manifest):
-            pages = enumerate(one.manifest.pages)
+        # Behind the root object is the page if there is but one chunk: most have but one row.
+        if isinstance(manifest, ChunkHashes):
+            encoded = manifest.encoded + manifest.page
+        elif manifest.size > CHUNK_BYTES:
+            encoded, pages = manifest.root_object.encode(), enumerate(manifest.pages)
             self.of_pages = [(content, number, page) for number, page in pages]
+        else:
+            encoded = b"".join((manifest.root_object.encode(), *manifest.pages))
+        self.row = (content, *state_of(one.status), root, encoded)
 
 
 def _remember(connection: sqlite3.Connection, objects: Sequence[Rows]) -> None:
@@ -254,29 +281,17 @@ def _remember(connection: sqlite3.Connection, objects: Sequence[Rows]) -> None:
 def _remember_sources(connection: sqlite3.Connection, sources: Sequence[SourceSeen]) -> None:
     connection.executemany(
         "INSERT OR REPLACE INTO sources VALUES (?, ?, ?, ?)",
-        ((*_identity(seen.status), seen.content.raw, seen.root.raw) for seen in sources),
+        ((*state_of(seen.status), seen.content.raw, seen.root.raw) for seen in sources),
     )
 
 
-def _identity(status: os.stat_result) -> tuple[bytes, bytes]:
+def state_of(status: os.stat_result) -> FileState:
+    """The state of the file with this status, as the index keeps it."""
     file = _FILE.pack(status.st_dev & _MASK, status.st_ino & _MASK)
     state = _STATE.pack(
         status.st_size & _MASK, status.st_mtime_ns & _MASK, status.st_ctime_ns & _MASK
     )
     return file, state
-
-
-def _encoded(manifest: Manifest) -> bytes:
-    """What a row holds: the root object, and behind it the page if that has one chunk only.
-
-    So most contents are one row and not two.
-    """
-    encoded = manifest.root_object.encode()
-    return encoded if _has_pages(manifest) else b"".join((encoded, *manifest.pages))
-
-
-def _has_pages(manifest: Manifest) -> bool:
-    return manifest.root_object.size > CHUNK_BYTES
 
 
 def _only_page(encoded: bytes) -> bytes | None:

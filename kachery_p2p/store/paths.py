@@ -4,6 +4,7 @@ STORE/sha1/aa/bb/cc/<hash>        the objects, as every kachery has laid them ou
 STORE/.tmp/<random>[/<number>]    objects being written; locked while their writer lives
 STORE/.partial/<node id>/...      downloads under way, see `partials`
 STORE/.quarantine/<hash>.<time>   files that did not have the bytes their name promised
+STORE/.opened-<uid>/...           what a user's encrypted contents opened to, see client/opened
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def old_link_paths(store: str, content: str) -> tuple[str, str]:
     """Where older packages noted a file linked as `content`: kachery-client, kachery-cloud."""
     path = blob_path(store, content)
     return f"{path}.link", f"{store}/linked_files{path[len(store) :]}"
+
+
+def old_hints_path(store: str, content: str) -> str:
+    """Where the first kachery noted which files it had found to have the content."""
+    return f"{blob_path(store, content)}.hints.json"
 
 
 def temp_dir(store: str) -> str:

@@ -13,7 +13,7 @@ import stat
 import time
 
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.content.manifests import Manifest
+from kachery_p2p.content.manifests import Hashes, Manifest
 from kachery_p2p.errors import CorruptObjectError, StorageFailedError
 from kachery_p2p.limits import INDEX_BUSY_S_MAX
 from kachery_p2p.store.durable import (
@@ -64,7 +64,7 @@ class Placing:
         sync_file(fd)
         return self._renamed(path, target, manifest)
 
-    def place_unsynced(self, path: str, target: str, manifest: Manifest, made: Made) -> bool:
+    def place_unsynced(self, path: str, target: str, manifest: Hashes, made: Made) -> bool:
         """Make the synced file at `path` the object at `target`; False if it stands there already.
 
         The caller syncs the directories `made` and that of the object, and tells the index.
@@ -79,7 +79,7 @@ class Placing:
             self._directories.make(parent)
             return self._renamed(path, target, manifest)
 
-    def _renamed(self, path: str, target: str, manifest: Manifest) -> bool:
+    def _renamed(self, path: str, target: str, manifest: Hashes) -> bool:
         """True if the file has its name now, False if the very content has it."""
         for _ in range(_RENAMES_MAX):
             try:
@@ -123,7 +123,7 @@ class Placing:
             self._directories.make(parent)
             return LockedDirectory(parent)
 
-    def _stands(self, target: str, manifest: Manifest) -> bool:
+    def _stands(self, target: str, manifest: Hashes) -> bool:
         """True if the very content stands under its name; a bad file there is moved away."""
         try:
             opened = self._objects.open(manifest.content)

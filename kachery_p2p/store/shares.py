@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from kachery_p2p.content.hashes import HEX_DIGITS, ContentHash
 from kachery_p2p.errors import ConfigError, UriError
 from kachery_p2p.limits import CHANNELS_MAX
-from kachery_p2p.store.durable import sync_directory, writing_to
+from kachery_p2p.store.durable import storage_error, sync_directory, writing_to
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,10 @@ def append_contents(
     """Write down one wish about many contents with one fsync; on disk when it returns."""
     listed = None if channels is None else tuple(channels)
     wish = _wish(listed, why[:WHY_CHARS_MAX], time)
-    _append_lines(config_dir, "".join([_line(content, wish) for content in contents]))
+    if len(contents) == 1:
+        _append_lines(config_dir, _line(contents[0], wish))
+    else:
+        _append_lines(config_dir, "".join([_line(content, wish) for content in contents]))
 
 
 def append_shares(config_dir: str, shares: Sequence[Share]) -> None:
@@ -81,10 +84,13 @@ def append_shares(config_dir: str, shares: Sequence[Share]) -> None:
 
 def _append_lines(config_dir: str, lines: str) -> None:
     text = lines.encode()
-    with writing_to(config_dir), _Locked(shares_path(config_dir)) as file:
-        # A line torn by a crash must not swallow the first of ours.
-        torn = file.size > 0 and os.pread(file.fd, 1, file.size - 1) != b"\n"
-        _append(file.fd, b"\n" + text if torn else text)
+    try:
+        with _Locked(shares_path(config_dir)) as file:
+            # A line torn by a crash must not swallow the first of ours.
+            torn = file.size > 0 and os.pread(file.fd, 1, file.size - 1) != b"\n"
+            _append(file.fd, b"\n" + text if torn else text)
+    except OSError as error:
+        raise storage_error(error, config_dir) from error
 
 
 def take_shares(config_dir: str, keep: Callable[[list[Share]], None]) -> Taken:
@@ -232,5 +238,8 @@ class _Locked:
 
 def _append(fd: int, data: bytes) -> None:
     while data:
-        data = data[os.write(fd, data) :]
+        written = os.write(fd, data)
+        if written == len(data):
+            break
+        data = data[written:]
     os.fsync(fd)

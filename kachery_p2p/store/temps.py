@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-from kachery_p2p.store.durable import DurableDirectories, syncs_at_once, writing_to
+from kachery_p2p.store.durable import DurableDirectories, storage_error, syncs_at_once, writing_to
 from kachery_p2p.store.paths import temp_dir
 
 Answer = TypeVar("Answer")
@@ -31,9 +31,14 @@ class TempFile:
         self.moved = False
 
     def __enter__(self) -> TempFile:
-        with writing_to(self._directories.top):
-            self.fd = _in_temp_dir(self._directories, self._create)
-            lock(self.fd)
+        try:
+            self.fd = self._create()
+        except FileNotFoundError:
+            with writing_to(self._directories.top):
+                self.fd = _in_temp_dir(self._directories, self._create)
+        except OSError as error:
+            raise storage_error(error, self._directories.top) from error
+        lock(self.fd)
         return self
 
     def _create(self) -> int:
@@ -49,28 +54,6 @@ class TempFile:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         os.close(self.fd)
-
-
-class GroupFile:
-    """One new file of a group, closed at the end of the `with`, and removed if that failed."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd = os.open(path, _NEW_FILE, 0o600)
-
-    def __enter__(self) -> GroupFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self.fd)
-        if error is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
 
 
 class TempGroup:
@@ -98,10 +81,11 @@ class TempGroup:
             self.synced_at_once = syncs_at_once(self.fd)
         return self
 
-    def create(self) -> GroupFile:
-        """A new file, open for writing."""
+    def create(self) -> tuple[str, int]:
+        """The path and the descriptor of a new file, which whoever asked for it closes."""
         self._count += 1
-        return GroupFile(f"{self.path}/{self._count}")
+        path = f"{self.path}/{self._count}"
+        return path, os.open(path, _NEW_FILE, 0o600)
 
     def __exit__(
         self,

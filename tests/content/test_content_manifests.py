@@ -20,6 +20,7 @@ from kachery_p2p.content.manifests import (
     RootObject,
     chunk_count,
     chunk_hash,
+    chunk_hashes,
     chunk_length,
     page_count,
     page_length,
@@ -170,3 +171,16 @@ def test_a_chunk_after_a_short_one_is_our_own_mistake() -> None:
     builder.update(b"short")
     with pytest.raises(AssertionError):
         builder.update(b"next")
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000, CHUNK_BYTES - 1, CHUNK_BYTES])
+def test_the_hashes_of_one_chunk_say_what_its_manifest_says(size: int) -> None:
+    chunk = bytes(number % 251 for number in range(size))
+    sha1 = hashlib.sha1(chunk)
+    builder = ManifestBuilder()
+    builder.update(chunk)
+    manifest = builder.finish(ContentHash(sha1.hexdigest()))
+    hashes = chunk_hashes(ContentHash(sha1.hexdigest()), sha1.digest(), chunk)
+    assert hashes.manifest == manifest
+    assert (hashes.root, hashes.size, hashes.pages) == (manifest.root, size, manifest.pages)
+    assert hashes.encoded == manifest.root_object.encode()

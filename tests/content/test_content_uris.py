@@ -131,7 +131,7 @@ def test_garbage_is_refused_or_gives_a_safe_name(text: str) -> None:
         ("md5://H", "a content by its md5"),
         ("ipfs://CID", "a content by its IPFS hash"),
         ("feed://ID/name", "a feed or a subfeed"),
-        ("sha1-enc://CODE.ag_GROUP", "a hash that only a server of kachery-cloud can read"),
+        ("sha1-enc://CODE.ag_GROUP", "a content for the members of an access group"),
         ("https://example.org", "a page on the web"),
     ],
 )

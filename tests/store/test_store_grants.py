@@ -253,7 +253,7 @@ def test_a_change_that_failed_is_not_told(grants: Grants, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("kachery_p2p.store.grants._grant_one", fail)
+    monkeypatch.setattr("kachery_p2p.store.grants._grant_each", fail)
     with pytest.raises(StorageFailedError):
         grants.grant([A], [LAB], "store", 1.0)
     assert not watch.has_changed()

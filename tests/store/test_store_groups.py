@@ -200,6 +200,37 @@ def test_groups_are_bounded_and_answered_one_by_one(
     assert sum(isinstance(one, Stored) for one in outcomes) == 999
 
 
+def test_values_and_files_in_turn_keep_their_order_and_their_group(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "_SLICE_ITEMS", 3)
+    monkeypatch.setattr(groups, "GROUP_OBJECTS_MAX", 7)
+    items: list[bytes | str] = []
+    for number in range(140):
+        text = b"number %d" % number
+        if number % 5 == 2:
+            (tmp_path / f"{number}").write_bytes(text)
+        items.append(str(tmp_path / f"{number}") if number % 5 == 2 else text)
+    stored = list(store.put_many(items))
+    assert names_of(stored) == [sha1_of(b"number %d" % number) for number in range(140)]
+    # Again, and some of them twice in one group.
+    twice = [item for item in items[:80] for _ in range(2)]
+    assert names_of(list(store.put_many(twice))) == [
+        sha1_of(b"number %d" % (number // 2)) for number in range(160)
+    ]
+
+
+def test_an_index_that_cannot_be_asked_is_the_outcome_of_each(
+    store: BlobStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(contents: object) -> None:
+        raise StorageFailedError("the index does not answer")
+
+    monkeypatch.setattr(index, "pinned_roots", ask)
+    assert names_of(list(store.put_many(texts(70)))) == ["StorageFailedError"] * 70
+    assert list(store.list_objects()) == []
+
+
 def test_a_group_keeps_few_descriptors_and_no_bytes(
     store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.content.hashes import ContentHash, sha1_of
 from kachery_p2p.errors import HashCollisionError, StorageFullError
 from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.store import intake, small
@@ -139,3 +139,44 @@ def test_who_loses_a_race_for_the_name_answers_the_same(
     assert taken == [False]
     assert Path(stored.path).read_bytes() == b"value"
     assert os.listdir(f"{store.directory}/.tmp") == []
+
+
+@pytest.mark.parametrize("data", [b"value", b"", bytes(CHUNK_BYTES + 1)])
+def test_whoever_wants_to_know_is_told_the_name_of_new_and_known_values(
+    store: BlobStore, data: bytes
+) -> None:
+    told: list[bool] = []
+
+    def named(content: ContentHash) -> None:
+        assert content == sha1_of(data)
+        told.append(os.path.exists(blob_path(store.directory, content)))
+
+    for _ in range(2):
+        store.put_bytes(data, named)
+    assert told == [True, True]
+
+
+def test_the_name_is_synced_after_it_was_told(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    store.put_bytes(b"first")
+    monkeypatch.setattr(small, "sync_file", lambda fd: happened.append("bytes"))
+    monkeypatch.setattr(small, "sync_directory", lambda path: happened.append("name"))
+    store.put_bytes(b"value", lambda content: happened.append("told"))
+    assert happened == ["bytes", "told", "name"]
+
+
+def test_what_the_told_one_raises_is_raised_and_the_value_may_be_stored_again(
+    store: BlobStore, index: Index
+) -> None:
+    def named(content: ContentHash) -> None:
+        raise StorageFullError("no space for what belongs to it")
+
+    with pytest.raises(StorageFullError, match="belongs to it"):
+        store.put_bytes(b"value", named)
+    # Its name was not synced, so nobody is told that it is stored.
+    assert index.pinned_root(sha1_of(b"value")) is None
+    assert os.listdir(f"{store.directory}/.tmp") == []
+    assert store.put_bytes(b"value").size == 5
+    assert store.known(sha1_of(b"value")) is not None
