@@ -132,6 +132,10 @@ class VerificationError(LoadFileError):
     exit_code = EXIT_CORRUPT
 
 
+class SealError(VerificationError):
+    """An encrypted file is damaged, was changed by somebody, or is encrypted for somebody else."""
+
+
 class CorruptObjectError(VerificationError):
     """A file in your store no longer has the bytes its name promises; it was put in quarantine."""
 
@@ -270,10 +274,28 @@ class BucketReadOnlyError(BucketError):
     exit_code = EXIT_REFUSED
 
 
+class BucketProviderError(BucketError):
+    """No member that can use the bucket is there, or would: this node has no credentials itself."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
 class BucketTakenError(BucketError):
     """Another channel keeps its files under this prefix of the bucket: choose another prefix."""
 
     exit_code = EXIT_IN_USE
+
+
+class BucketEncryptionError(BucketError):
+    """The files under this prefix are encrypted, and this node is told they are not; or so."""
+
+    exit_code = EXIT_CONFIG
+
+
+class BucketKeysError(BucketError):
+    """This node has no keys of an encrypted bucket, or older ones than it needs to put things."""
+
+    exit_code = EXIT_REFUSED
 
 
 # --- keys, configuration, channels ------------------------------------------------------
@@ -299,6 +321,24 @@ class KeyFileError(ConfigError):
 
 class PassphraseError(ConfigError):
     """The passphrase is not the one that the backup was made with, or is too short."""
+
+
+class AccessGroupError(KacheryError):
+    """Something about an access group is not right; the message says what."""
+
+    exit_code = EXIT_CONFIG
+
+
+class NotInAccessGroupError(AccessGroupError, LoadFileError):
+    """What you want to read is encrypted for an access group whose key this node does not hold."""
+
+    exit_code = EXIT_REFUSED
+
+
+class GroupInviteError(AccessGroupError):
+    """The invitation to an access group is damaged, forged, old, or not for this node."""
+
+    exit_code = EXIT_REFUSED
 
 
 class ChannelError(KacheryError):
@@ -471,6 +511,15 @@ class FeedRestoredError(LogError):
 
 class FeedInUseError(LogError):
     """Another process of this computer has the feed open: a feed is written by one at a time."""
+
+    exit_code = EXIT_IN_USE
+
+
+class FeedBusyError(LogError):
+    """Other programs held the feed for so long that these messages did not get their turn.
+
+    Nothing was appended: it is safe to append them again.
+    """
 
     exit_code = EXIT_IN_USE
 

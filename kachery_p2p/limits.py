@@ -56,6 +56,9 @@ GROUP_OBJECTS_MAX = 8_192
 GROUP_BYTES_MAX = 4 << 30
 # The JSON of an older kachery's link is a path and some numbers.
 OLD_LINK_BYTES_MAX = 1 << 16
+# The first kachery noted a file once more at each hashing, 200 bytes each; the last ones count.
+OLD_HINTS_BYTES_MAX = 4 << 20
+OLD_HINTS_MAX = 16
 # SQLite waits this long for another process's write before it says "locked".
 INDEX_BUSY_S_MAX = 30.0
 # Small objects of which the index is told in one commit: more would save under 2 us each.
@@ -396,6 +399,8 @@ RESTART_S_MAX = 30.0
 RESTARTS_MAX = 5
 # shares.log is looked at this often: it is written only by clients that could not reach the daemon.
 SHARES_LOG_S = 5.0
+# Files that are kept for days need not go to the minute.
+SCRATCH_SWEEP_S = 3_600.0
 
 # After a member could not be reached for bulk transfer, data streams are used for this long.
 BULK_AGAIN_S = 60.0
@@ -487,15 +492,21 @@ BATCH_PIPELINED = 2
 # a small part of the work. While it is being written the next one grows.
 BATCH_GROUP_OBJECTS = 512
 BATCH_GROUP_BYTES = 8 << 20
+# Fewer are made durable each by itself: a sync of the file system waits for what others write, too.
+VERIFIED_GROUP_MIN = 8
 # Blobs do not wait longer than this for others to be written with.
 BATCH_GROUP_S = 0.25
 # Groups that one load writes at once, and all loads: a second thread of one load would share its
 # interpreter lock and its disk.
-BATCH_GROUPS_MAX = 1
+BATCH_GROUPS_MAX = 2
 BATCH_WRITERS_MAX = 2
 # A frame of pieces is sent after this, full or not: below it lies the time that counts as a stall,
 # for blobs that the serving node has to hash first.
 BATCH_FILL_S = 1.0
+# Contents whose grants and files are looked up with one question: a large blob fills a frame alone,
+# of small ones hundreds do.
+BATCH_LOOKED_UP_MIN = 8
+BATCH_LOOKED_UP_MAX = 512
 # What one source was asked for this long ago is also asked of another that has nothing to do.
 BATCH_LATE_S = 1.0
 # Members asked in batches for what nobody announced; the others are asked for each content.
@@ -506,8 +517,8 @@ BATCH_INDEX_QUESTIONS_MAX = 32
 BATCH_LOOK_MAX = 256
 # Contents of a batch that are fetched one by one at the same time: large ones, and what nobody has.
 BATCH_SINGLES_MAX = 8
-# Contents in one call at the daemon's door: 450 KB with their roots, as many as a list may have.
-LOAD_MANY_MAX = 4_096
+# Contents in one call at the daemon's door: 850 KB with their roots.
+LOAD_MANY_MAX = 8_192
 # Failures told in one answer, with texts so long (in bytes): they fit one frame. What comes after
 # them is left unanswered, and asked for again.
 LOAD_MANY_FAILED_MAX = 1_024
@@ -568,8 +579,92 @@ UPLOADS_AT_ONCE = 4
 # in: 50 us each time.
 UPLOADS_LISTED = 256
 UPLOADS_LOOK_S = 0.5
+# The keys of an encrypted bucket: 128 bytes for each of MEMBERS_MAX readers, and 144 beside them.
+BUCKET_KEYS_BYTES_MAX = 1 << 20
+# Beginnings of sealed objects that are remembered for the reads that follow: 2 KB each.
+BUCKET_SEALED_KNOWN_MAX = 1_024
+# The names of so many sealed objects are read at once while they are listed.
+BUCKET_SEALED_LIST_AT_ONCE = 16
+# A segment of a log in a bucket: one request moves it within seconds on a slow line. Its tree takes
+# 300 bytes an entry, so entries count too. While a log is read two are held, 13 MB at most; and
+# as many logs are read at once as are caught up with.
+BUCKET_LOG_SEGMENT_BYTES_MAX = 4 << 20
+BUCKET_LOG_SEGMENT_ENTRIES_MAX = 1 << 13
+BUCKET_LOG_SEGMENTS_READ_MAX = 2
+BUCKET_LOG_TREES_MAX = 8
+# What names them, rewritten with each change: some 10,000 segments, 100 million messages.
+BUCKET_LOG_HEAD_BYTES_MAX = 1 << 20
+# A log that grows is put there this often, so that a busy feed costs 30 requests a minute.
+BUCKET_LOG_EVERY_S = 2.0
+# Who only has a copy waits: usually its owner puts it there meanwhile.
+BUCKET_LOG_COPY_S = 20.0
+# All logs that may go there are looked through, and those that are there looked at again, whether
+# another member, or an operator, has put something else in their place.
+BUCKET_LOG_LIST_S = 30.0
+BUCKET_LOG_CHECK_S = 600.0
+# Segments that bigger ones replaced stay for readers who know the old head, and for other nodes
+# that are just about to name them; whoever has read a head writes the next one well within that.
+BUCKET_LOG_OLD_S = 900.0
+# Segments of a head that could not be written are kept for the next tries.
+BUCKET_LOG_UNNAMED_S = 86_400.0
+BUCKET_LOG_WRITE_S_MAX = 60.0
+# Nodes that replace one head at the same time: each try but one has another's success as reason.
+BUCKET_LOG_TRIES_MAX = 8
+# A reader looks for news in the bucket this often, while its author is not connected.
+BUCKET_LOG_POLL_S = 5.0
+# ... of so many logs at once, and no more of them a second: providers count requests.
+BUCKET_LOG_POLLS_MAX = 8
+BUCKET_LOG_POLLS_PER_S = 20.0
+# Answers from a bucket to what a member would be asked: a segment of 4 MiB on a line of 1 Mbit/s.
+BUCKET_LOG_ANSWER_S_MAX = 40.0
+# Connected members are waited for this long before the bucket is asked about a feed.
+BUCKET_LOG_MEMBERS_S = 1.0
+# The history of a channel is looked up in the bucket this often: while no member is connected, and
+# otherwise.
+BUCKET_HISTORY_ALONE_S = 60.0
+BUCKET_HISTORY_S = 3_600.0
 # The clock of a node and of a server that refuses old signatures (15 minutes is what S3 allows).
 BUCKET_CLOCK_S_MAX = 300.0
+
+# Members that ask one who has a bucket's credentials. A URL signed for them is good for this
+# long: who is removed from the channel can read one object for no longer.
+BUCKET_SIGNED_S = 300.0
+# It is not used in its last seconds, nor for a range that would begin then.
+BUCKET_SIGNED_MARGIN_S = 30.0
+# The longest query seen is Google's, 950 characters; a session token of Amazon's adds 1,500.
+BUCKET_QUERY_CHARS_MAX = 4_096
+BUCKET_KEY_CHARS_MAX = 512
+# A name is kept percent-encoded with its object, which may take three characters for each byte.
+BUCKET_TOLD_CHARS_MAX = 1_024
+BUCKET_TOLD_ATTRIBUTES_MAX = 8
+# One piece of an object that a provider hands on itself: it shares the control stream with
+# questions that should not wait for it.
+BUCKET_RELAY_BYTES_MAX = 256 << 10
+# Pieces that a provider reads for others at once, and for one member: 4 MiB in memory.
+BUCKET_RELAYS_MAX = 16
+BUCKET_RELAYS_PER_PEER_MAX = 4
+# Objects that one member may ask about at once and in each second: a directory of 10,000 small
+# files takes a minute and a half, and costs its provider some cents.
+BUCKET_LOOKS_BURST = 1_024
+BUCKET_LOOKS_PER_S = 100.0
+# What a member does for others with the bucket is asked anew after this long.
+BUCKET_PROVIDER_S = 30.0
+# How long members that are being met are waited for before an upload is put off.
+BUCKET_PROVIDER_WAIT_S = 5.0
+# A provider answers a wish after this long at the latest; it is asked again then.
+BUCKET_WISH_WAIT_S_MAX = 5.0
+# Wishes that one member may have open with a provider, and all together; those fetched at once.
+BUCKET_WISHES_PER_PEER_MAX = 64
+BUCKET_WISHES_MAX = 512
+BUCKET_WISHES_AT_ONCE = 4
+BUCKET_WISHES_AT_ONCE_PER_PEER = 2
+# What one member can make a provider fetch: 1 TiB at once, and about as much each day. The
+# reserve of its disk stops it before, if that is smaller.
+BUCKET_WISH_BYTES_BURST = 1 << 40
+BUCKET_WISH_BYTES_PER_S = 12 << 20
+# A fetch has this long for each MiB, and a minute: who only drips holds no place for a year.
+BUCKET_WISH_S_PER_MIB = 4.0
+BUCKET_WISH_S_MIN = 60.0
 
 # --- discovery ------------------------------------------------------------------------------------
 
@@ -601,6 +696,10 @@ RENDEZVOUS_LONELY_S_MAX = 60.0
 RENDEZVOUS_LOOK_S = 10.0
 # A node that introduces and said that it is no member is dialled as one this rarely.
 STRANGER_REDIAL_S = 600.0
+# Bootstrap addresses without an id: a person writes a few, and each is asked by itself.
+PLACES_MAX = 64
+# That many host names, each with the id that was met there, fit several times over.
+PLACES_BYTES_MAX = 1 << 17
 
 # Nodes on the local network that are remembered: 1 KB each.
 NEIGHBOURS_MAX = 256
@@ -734,6 +833,9 @@ FEED_IDLE_MAX = 256
 FEED_RELAYED_AT_ONCE = 3
 FEED_RELAY_S = 0.05
 FEED_RELAY_REST_S = 2.0
+# Followers of an own subfeed that are told before whoever appended goes on, 0.1 ms each; the others
+# right behind that.
+FEED_TOLD_NOW = 4
 # News from one member: at once, and a second. More wait, so it cannot make us verify all day: 5 %
 # of a core. An owner tells the next news when the last were taken in: it keeps to that by itself.
 FEED_NEWS_BURST = 1_024
@@ -762,12 +864,13 @@ SUBMITTED_PER_S = 1_024
 
 # --- keys -----------------------------------------------------------------------------------------
 
-# Our key files have a few hundred bytes; what is far larger was not written by us.
-KEY_FILE_BYTES_MAX = 4_096
+# Our key files have a few hundred bytes, those of access groups 137 more for each member; what is
+# larger was not written by us.
+KEY_FILE_BYTES_MAX = 20_000
 # Key files in one backup: of a node, its channels and its feeds.
 KEY_FILES_MAX = 4_096
-# The text of such a backup: as many key files of ours need 1.5 MiB.
-BACKUP_CHARS_MAX = 4 << 20
+# The text of such a backup: as many key files of ours need 1.5 MiB, full ones of all groups 6.
+BACKUP_CHARS_MAX = 12 << 20
 # What a backup may make scrypt use (128 bytes x 2^cost x 8): a backup can come from anybody, and a
 # cost of 40 would ask for a petabyte. Ours use 17: 128 MiB and 0.4 s (measured).
 BACKUP_COST_MIN = 10
@@ -775,6 +878,21 @@ BACKUP_COST_MAX = 18
 # A passphrase is typed by a person; whoever finds the backup may try millions of shorter ones.
 PASSPHRASE_CHARS_MIN = 8
 PASSPHRASE_CHARS_MAX = 1_024
+# Access groups that a node holds, and members of one besides its owner: each gets a wrapped key of
+# 80 bytes in the group's invitation, which is a text that people hand over.
+GROUPS_MAX = 256
+GROUP_MEMBERS_MAX = 128
+# Each removal begins an epoch, and older keys are made of the newest by so many steps (1 ms).
+GROUP_EPOCHS_MAX = 1_024
+# The invitation of a group with all its members, as text.
+GROUP_INVITE_CHARS_MAX = 16_384
+# A decrypted file that was not loaded for so long is removed: who wants it again decrypts again.
+OPENED_KEPT_S = 30 * 86_400.0
+# The content of a sealed file: as many pages of chunks as a blob may have, of which its frames and
+# its header take less than one in a thousand.
+SEALED_CONTENT_BYTES_MAX = (1 << 44) - (1 << 34)
+# Frames of 64 KiB that are sealed or opened between two reads: a MiB each of both forms is held.
+SEALED_STREAM_FRAMES = 16
 
 # --- feeds ----------------------------------------------------------------------------------------
 
@@ -789,7 +907,7 @@ FEED_READ_BYTES_MAX = 8 << 20
 # Hashes and offsets are synced after as much: what is looked through at opening takes 0.5 s.
 FEED_CHECKPOINT_ENTRIES = 1 << 16
 FEED_CHECKPOINT_BYTES = 64 << 20
-# Subfeeds whose three files are open at once, and threads that append to as many.
+# Subfeeds whose files (three, of an own one four) are open at once; threads that append.
 FEED_FILES_OPEN_MAX = 64
 FEED_THREADS_MAX = 16
 # A thread that appends waits this long for more before it goes: starting one takes 0.15 ms.
@@ -797,10 +915,37 @@ FEED_THREAD_LINGER_S = 0.05
 # Messages that wait to be appended: what comes beyond waits outside.
 FEED_APPEND_BYTES_MAX = 64 << 20
 FEED_APPENDS_MAX = 65_536
+# Who appends holds the lock of a subfeed for 20 us, and looks this soon whether it is free again;
+# who cannot have it for so many seconds is told.
+FEED_LOCK_PAUSE_S = 0.00005
+FEED_LOCK_S_MAX = 10.0
+# A program that appends looks this often whether the file is still where it was: to look each time
+# would make each sync a third slower. Who puts a backup in its place takes longer than that.
+FEED_PLACE_S = 0.01
+# What of others' appending the node takes in at once: 20 ms of work.
+FEED_TAKEN_BYTES = 1 << 20
+# After programs have appended the node looks again this soon, so they need not say so each time;
+# and this soon if nobody waits for the messages.
+FEED_LOOK_AGAIN_S = 0.002
+FEED_LOOK_AGAIN_IDLE_S = 0.05
+# What nobody said (the node was not there, or had too much to hear) is found this soon.
+FEED_NOTICED_S = 1.0
+# Subfeeds that the node looks after at once because programs append; more wait for FEED_NOTICED_S.
+FEED_LOOKED_AFTER_MAX = 256
+# Subfeeds that one program keeps open to append to: three descriptors each.
+FEED_APPENDED_OPEN_MAX = 16
+# Such words that are read before others get their turn: 0.2 ms.
+FEED_POKES_AT_ONCE = 64
+# A program that cannot reach the node tries again after this long.
+FEED_POKE_REST_S = 0.2
+# Bytes of a feed that one crash can leave half written: those of all who wrote at that moment.
+FEED_IN_FLIGHT_BYTES_MAX = 256 << 20
 # Damaged entries of one subfeed that are remembered; more are found when these are mended.
 FEED_DAMAGED_MAX = 4_096
 # The name of a feed or subfeed, as JSON text.
 FEED_NAME_CHARS_MAX = 4_096
+# What is taken over of the mutables of an older kachery: each is a commit of its own.
+LEGACY_MUTABLES_MAX = 16_384
 # Feeds of this node: a key file and a row each.
 FEEDS_MAX = 16_384
 # What one call of the register lists.

@@ -12,12 +12,16 @@ first signature.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kachery_p2p.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -169,17 +173,29 @@ class NodeKey:
 def verify(node_id: NodeId, tag: bytes, body: bytes, signature: bytes) -> bool:
     """True if `node_id` signed `body` as a statement of the kind `tag` (16 bytes)."""
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     assert len(tag) == TAG_BYTES
-    raw = node_id.raw
-    if not is_sound_key(raw) or len(signature) != SIGNATURE_BYTES:
+    key = _public_key(node_id)
+    if key is None or len(signature) != SIGNATURE_BYTES:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(raw).verify(signature, tag + body)
-    except (InvalidSignature, ValueError):
+        key.verify(signature, tag + body)
+    except InvalidSignature:
         return False
     return True
+
+
+# Each message of a feed that is followed is verified with the same key; one takes 0.5 KB.
+@lru_cache(maxsize=256)
+def _public_key(node_id: NodeId) -> Ed25519PublicKey | None:
+    """The key behind the name; None if it is one under which anybody could sign."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    raw = node_id.raw
+    try:
+        return Ed25519PublicKey.from_public_bytes(raw) if is_sound_key(raw) else None
+    except ValueError:
+        return None
 
 
 def verify_exchange(node_id: NodeId, exchange_public: bytes, signature: bytes) -> bool:

@@ -19,7 +19,12 @@ from kachery_p2p.errors import KacheryError, KeyFileError, PassphraseError, Stat
 from kachery_p2p.identity.backup import backup, restore
 from kachery_p2p.identity.keyring import key_path, keys_dir, load, load_or_create
 from kachery_p2p.identity.sealed import COST, is_key_name, seal, unseal
-from kachery_p2p.limits import BACKUP_CHARS_MAX, BACKUP_COST_MAX, BACKUP_COST_MIN
+from kachery_p2p.limits import (
+    BACKUP_CHARS_MAX,
+    BACKUP_COST_MAX,
+    BACKUP_COST_MIN,
+    KEY_FILE_BYTES_MAX,
+)
 
 PASSPHRASE = "four words, but häufig ones"
 SALT = bytes(range(16))
@@ -283,7 +288,7 @@ def test_a_backup_that_is_not_exactly_files_is_refused() -> None:
     for plain in (
         packed(b"b") + packed(b"a"),
         packed(b"a") + packed(b"a"),
-        packed(b"a", bytes(4_097)),
+        packed(b"a", bytes(KEY_FILE_BYTES_MAX + 1)),
         b"\0\1a\xff\xff\xff\xff",
         b"".join(packed(b"%05d" % number) for number in range(4_097)),
     ):
@@ -425,7 +430,7 @@ def test_what_is_no_key_file_is_not_passed_over_in_silence(config: str, tmp_path
     for make in (
         lambda: os.symlink(tmp_path / "outside", keys / "odd"),
         lambda: os.mkfifo(keys / "odd", 0o600),
-        lambda: put(config, "odd", bytes(5_000)),
+        lambda: put(config, "odd", bytes(KEY_FILE_BYTES_MAX + 1)),
         lambda: put(config, "odd name", b"x"),
         lambda: put(config, "a/b/odd", b"x"),
     ):
