@@ -8,10 +8,12 @@
     size_min = 0                # bytes; files outside these sizes are left out,
     size_max = 0                # 0 = no limit
     max_upload = 0              # bytes a second, 0 = no limit
+    provide = true              # members without credentials may ask this node to use it for them
+    encrypt = false             # true: only the channel's members can read what is there
 
 Kept beside the channel's other files, 0600. A channel file may have a table `[bucket]` with
-`url` (one, or several mirrors), `mirror`, `size_min` and `size_max`: what a node takes that
-was not told otherwise. What a URL means is for `bucket/urls`; here it is a text.
+`url` (one, or several mirrors), `mirror`, `size_min`, `size_max` and `encrypt`: what a node
+takes that was not told otherwise. What a URL means is for `bucket/urls`; here it is a text.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ from kachery_p2p.limits import BUCKET_CHARS_MAX, BUCKET_MIRRORS_MAX
 SHARED, REQUESTED, NOTHING = "shared", "requested", "none"
 POLICIES = (SHARED, REQUESTED, NOTHING)
 AUTO, ENVIRONMENT, CHAIN, NONE = "auto", "environment", "chain", "none"
+# None here: members that have them are asked.
+MEMBERS = "members"
 FILE_START = "file:"
-STATE_VERSION = 1
+# What is not encrypted is written as version 1.
+STATE_VERSION = 2
 _SIZE_MAX = (1 << 63) - 1
-_IN_CHANNEL_FILE = ("url", "mirror", "size_min", "size_max")
+_IN_CHANNEL_FILE = ("url", "mirror", "size_min", "size_max", "encrypt")
 
 
 class BucketSettings(NamedTuple):
@@ -46,6 +51,9 @@ class BucketSettings(NamedTuple):
     # 0: no limit.
     size_max: int = 0
     max_upload: int = 0
+    # For members without credentials, as far as the channel's roles allow it.
+    provide: bool = True
+    encrypt: bool = False
 
     def takes(self, size: int) -> bool:
         """True for a content of this size, as far as the limits go."""
@@ -68,13 +76,15 @@ def write_bucket(config_dir: str, name: str, settings: BucketSettings) -> None:
     urls = "".join(f'    "{url}",\n' for url in settings.urls)
     # Nothing in these texts needs to be escaped: `check_settings` has seen to it.
     text = (
-        f"version = {STATE_VERSION}\n"
+        f"version = {STATE_VERSION if settings.encrypt else 1}\n"
         f"urls = [\n{urls}]\n"
         f'mirror = "{settings.mirror}"\n'
         f'credentials = "{settings.credentials}"\n'
         f"size_min = {settings.size_min}\n"
         f"size_max = {settings.size_max}\n"
         f"max_upload = {settings.max_upload}\n"
+        f"provide = {str(settings.provide).lower()}\n"
+        f"encrypt = {str(settings.encrypt).lower()}\n"
     )
     with changing(config_dir):
         joined_one(config_dir, name)
@@ -115,23 +125,23 @@ def check_settings(settings: BucketSettings, where: str) -> BucketSettings:
 
 
 def _judged(settings: BucketSettings) -> list[tuple[str, bool]]:
-    urls, mirror, credentials, *sizes = settings
-    names = ("size_min", "size_max", "max_upload")
+    urls, names = settings.urls, ("size_min", "size_max", "max_upload")
+    sizes = [(name, getattr(settings, name)) for name in names]
     return [
         ("urls", 0 < len(urls) <= BUCKET_MIRRORS_MAX and all(map(_is_plain, urls))),
-        ("mirror", mirror in POLICIES),
-        ("credentials", _is_reference(credentials)),
-        *(
-            (name, type(size) is int and 0 <= size <= _SIZE_MAX)
-            for name, size in zip(names, sizes, strict=True)
-        ),
+        ("mirror", settings.mirror in POLICIES),
+        ("credentials", _is_reference(settings.credentials)),
+        ("provide", type(settings.provide) is bool),
+        ("encrypt", type(settings.encrypt) is bool),
+        *((name, type(size) is int and 0 <= size <= _SIZE_MAX) for name, size in sizes),
     ]
 
 
 _HINTS = {
     "urls": "write one URL, or up to 8 https:// ones; `kachery-p2p bucket add --help`",
     "mirror": f"write one of {', '.join(POLICIES)}",
-    "credentials": "write auto, environment, chain, none or file:/ABSOLUTE/PATH",
+    "encrypt": "write true or false",
+    "credentials": "write auto, environment, chain, members, none or file:/ABSOLUTE/PATH",
 }
 
 
@@ -147,7 +157,7 @@ def _is_plain(text: object) -> bool:
 
 
 def _is_reference(text: object) -> bool:
-    if text in (AUTO, ENVIRONMENT, CHAIN, NONE):
+    if text in (AUTO, ENVIRONMENT, CHAIN, NONE, MEMBERS):
         return True
     return _is_plain(text) and str(text).startswith(f"{FILE_START}/")
 

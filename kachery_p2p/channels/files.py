@@ -90,6 +90,11 @@ def load_channel(config_dir: str, name: str) -> Channel:
     return channel
 
 
+def load_shared_secret(config_dir: str, name: str) -> bytes:
+    """The secret of the joined channel `name`; KeyFileError if it is gone or open to others."""
+    return _read_secret(config_dir, name)
+
+
 # --- joining and leaving ---------------------------------------------------------------------
 
 
