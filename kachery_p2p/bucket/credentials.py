@@ -11,6 +11,7 @@ The configuration holds a *reference*, never a secret:
                    `service_account` (a path)
     chain          what the computer itself may do: instance roles, workload identities
     none           nothing: a public bucket
+    members        nothing: members that have them are asked (`through`), by a running node
 """
 
 from __future__ import annotations

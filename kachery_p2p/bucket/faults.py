@@ -15,6 +15,7 @@ from kachery_p2p.errors import (
     BucketBusyError,
     BucketError,
     BucketMissingError,
+    BucketProviderError,
     BucketRefusedError,
     BucketUnreachableError,
 )
@@ -90,6 +91,18 @@ def busy(name: str, status: str) -> BucketBusyError:
 def wrong_answer(name: str, what: str) -> BucketAnswerError:
     return BucketAnswerError(
         f"{name} {what}", hint="is there a proxy or a login page in front of the server?"
+    )
+
+
+# How the sentence begins that a node keeps of an upload for which it could ask nobody.
+NO_PROVIDER = "no member that has the credentials"
+
+
+def no_provider(name: str) -> BucketProviderError:
+    return BucketProviderError(
+        f"{NO_PROVIDER} of {name} is connected",
+        hint="start the node of a member that has them, or give this one credentials of its own:"
+        " `kachery-p2p bucket add CHANNEL URL --credentials ...`",
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kachery_p2p.bucket.faults import wrong_answer
+from kachery_p2p.bucket.faults import AbsentError, wrong_answer
 from kachery_p2p.bucket.layout import tables_key, told_label, told_root
+from kachery_p2p.bucket.owner import check_encryption
 from kachery_p2p.bucket.reading import Meta, exactly
 from kachery_p2p.bucket.urls import BucketUrl
 from kachery_p2p.bucket.web import Answer, Web
@@ -18,12 +19,21 @@ _METADATA = ("x-amz-meta-", "x-goog-meta-", "x-ms-meta-")
 class Mirror:
     """One mirror. Safe in any number of threads."""
 
+    # True for one that opens what it reads there (`sealed_mirror`).
+    is_encrypted = False
+    _is_checked = False
+
     def __init__(self, url: BucketUrl) -> None:
         assert url.is_mirror
         self.url = url
         self.name = url.place.partition("?")[0]
         self.node = url.node
         self._web = Web(self.name)
+
+    @property
+    def plain(self) -> Mirror:
+        """The objects as they lie there."""
+        return self
 
     def close(self) -> None:
         """Close what is open; a later use opens it again."""
@@ -33,12 +43,19 @@ class Mirror:
         """What is said of a content; None if it is not there. Raises BucketErrors."""
         with self._web.get(self.url.of_content(content), "HEAD") as answer:
             if answer is None:
+                self._check_alike()
                 return None
             size = answer.length
             metadata = _metadata(answer.headers)
         if size is None:
             raise wrong_answer(self.name, "does not say how long its files are")
         return Meta(size, told_root(metadata), told_label(metadata))
+
+    def _check_alike(self) -> None:
+        """Once, before it is said that something is not there: it may be there encrypted."""
+        if not self._is_checked:
+            check_encryption(self)
+            self._is_checked = True
 
     def read(self, content: ContentHash, start: int, end: int) -> Iterator[bytes]:
         """Bytes `start` to `end` of a content, in pieces. Raises BucketErrors."""
@@ -50,23 +67,48 @@ class Mirror:
             raise wrong_answer(self.name, "has no chunk hashes")
         return b"".join(self._read(f"{self.url.place}/{tables_key(root)}", start, end))
 
-    def _read(self, url: str, start: int, end: int) -> Iterator[bytes]:
-        if start == end:
-            return
-        with self._web.get(url, span=(start, end)) as answer:
+    def read_whole(self, key: str, bytes_max: int) -> bytes:
+        """All of a small object. Raises AbsentError, and BucketAnswerError if it is larger."""
+        if self.url.is_template:
+            raise AbsentError
+        with self._web.get(f"{self.url.place}/{key}") as answer:
             if answer is None:
-                raise wrong_answer(self.name, "does not have it (any more)")
-            self._check_part(answer, start, end)
-            yield from exactly(answer.body, end - start, self.name)
+                raise AbsentError
+            if answer.length is None or answer.length > bytes_max:
+                raise wrong_answer(self.name, f"sent more than {bytes_max} bytes as {key}")
+            return b"".join(exactly(answer.body, answer.length, self.name))
 
-    def _check_part(self, answer: Answer, start: int, end: int) -> None:
-        """The answer is of the part asked for: some servers send the whole file all the same."""
-        told = answer.headers.get("content-range", "")
-        if answer.status == 206 and told.startswith(f"bytes {start}-{end - 1}/"):
-            return
-        if answer.status == 200 and start == 0 and answer.length == end:
-            return
-        raise wrong_answer(self.name, "sent another part of the file than was asked for")
+    def _read(self, url: str, start: int, end: int) -> Iterator[bytes]:
+        return read_part(self._web, self.name, url, start, end)
+
+
+def read_part(web: Web, name: str, url: str, start: int, end: int) -> Iterator[bytes]:
+    """Bytes `start` to `end` of what lies at `url`, in pieces. Raises BucketErrors."""
+    try:
+        yield from read_present(web, name, url, start, end)
+    except AbsentError:
+        raise wrong_answer(name, "does not have it (any more)") from None
+
+
+def read_present(web: Web, name: str, url: str, start: int, end: int) -> Iterator[bytes]:
+    """The same; AbsentError if nothing lies there and any bytes are asked for."""
+    if start == end:
+        return
+    with web.get(url, span=(start, end)) as answer:
+        if answer is None:
+            raise AbsentError
+        _check_part(answer, name, start, end)
+        yield from exactly(answer.body, end - start, name)
+
+
+def _check_part(answer: Answer, name: str, start: int, end: int) -> None:
+    """The answer is of the part asked for: some servers send the whole file all the same."""
+    told = answer.headers.get("content-range", "")
+    if answer.status == 206 and told.startswith(f"bytes {start}-{end - 1}/"):
+        return
+    if answer.status == 200 and start == 0 and answer.length == end:
+        return
+    raise wrong_answer(name, "sent another part of the file than was asked for")
 
 
 def _metadata(headers: Mapping[str, str]) -> dict[str, str]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kachery_p2p.bucket.credentials import Credentials
 from kachery_p2p.bucket.faults import AbsentError, PresentError, explaining, missing, wrong_answer
 from kachery_p2p.bucket.layout import key_of, tables_key, told_label, told_root
+from kachery_p2p.bucket.owner import check_encryption
 from kachery_p2p.bucket.reading import Meta, exactly
 from kachery_p2p.bucket.urls import AZURE, CLOUDS, FILE, GOOGLE, MEMORY, S3, BucketUrl
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.errors import BucketSupportMissingError
+from kachery_p2p.errors import BucketError, BucketSupportMissingError
 from kachery_p2p.limits import (
     BUCKET_CONNECT_S_MAX,
     BUCKET_LIST_KEYS,
@@ -53,6 +54,10 @@ class Listed(NamedTuple):
 class Objects:
     """The objects below one prefix of one bucket. Safe in any number of threads."""
 
+    # True for one that seals what it puts there (`sealed_objects`).
+    is_encrypted = False
+    _is_checked = False
+
     def __init__(self, url: BucketUrl, credentials: Credentials) -> None:
         """Raises BucketSupportMissingError without the library; asks nothing of the server."""
         self.url = url
@@ -62,6 +67,11 @@ class Objects:
         with explaining(self.name):
             self._reader = _open(url, credentials, BUCKET_READ_S_MAX, BUCKET_READ_RETRIES_MAX)
             self._writer = _open(url, credentials, BUCKET_WRITE_S_MAX, BUCKET_WRITE_RETRIES_MAX)
+
+    @property
+    def plain(self) -> Objects:
+        """The objects as they lie there, whatever they hold."""
+        return self
 
     def close(self) -> None:
         """Nothing is open that would have to be closed."""
@@ -73,8 +83,15 @@ class Objects:
         try:
             size, attributes = self.head(key_of(content))
         except AbsentError:
+            self._check_alike()
             return None
         return Meta(size, told_root(attributes), told_label(attributes))
+
+    def _check_alike(self) -> None:
+        """Once, before it is said that something is not there: it may be there encrypted."""
+        if not self._is_checked:
+            check_encryption(self)
+            self._is_checked = True
 
     def read(self, content: ContentHash, start: int, end: int) -> Iterator[bytes]:
         """Bytes `start` to `end` of a content's object, in pieces. Raises BucketErrors."""
@@ -92,24 +109,35 @@ class Objects:
 
     def read_key(self, key: str, start: int, end: int) -> Iterator[bytes]:
         """Bytes `start` to `end` of any object, in pieces; BucketAnswerError if it is absent."""
-        if start == end:
-            return
         try:
-            with explaining(self.name):
-                found = self._reader.get(self._path(key), options={"range": (start, end)})
-                if tuple(found.range) != (start, end):
-                    raise wrong_answer(self.name, f"has not all of {key}")
-                pieces = (bytes(piece) for piece in found.stream(min_chunk_size=STALL_BYTES_MIN))
-                yield from exactly(pieces, end - start, self.name)
+            yield from self.read_range(key, start, end)
         except AbsentError:
             raise wrong_answer(self.name, f"has no {key} (any more)") from None
 
+    def read_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        """The same; AbsentError if it is absent and any bytes of it are asked for."""
+        if start == end:
+            return
+        with explaining(self.name):
+            found = self._reader.get(self._path(key), options={"range": (start, end)})
+            if tuple(found.range) != (start, end):
+                raise wrong_answer(self.name, f"has not all of {key}")
+            pieces = (bytes(piece) for piece in found.stream(min_chunk_size=STALL_BYTES_MIN))
+            yield from exactly(pieces, end - start, self.name)
+
     def read_whole(self, key: str, bytes_max: int) -> bytes:
         """All of a small object. Raises AbsentError, and BucketAnswerError if it is larger."""
-        size, _ = self.head(key)
-        if size > bytes_max:
-            raise wrong_answer(self.name, f"has a {key} of {size} bytes")
-        return b"".join(self.read_key(key, 0, size))
+        return self.read_versioned(key, bytes_max)[0]
+
+    def read_versioned(self, key: str, bytes_max: int) -> tuple[bytes, str]:
+        """All of a small object, and what `replace` knows it by. Raises as `read_whole` does."""
+        with explaining(self.name):
+            found = self._reader.get(self._path(key))
+            size = found.meta["size"]
+            if size > bytes_max:
+                raise wrong_answer(self.name, f"has a {key} of {size} bytes")
+            pieces = (bytes(piece) for piece in found.stream(min_chunk_size=STALL_BYTES_MIN))
+            return b"".join(exactly(pieces, size, self.name)), found.meta["e_tag"] or ""
 
     def list(self, below: str = "") -> Iterator[Listed]:
         """Every object whose key begins with the directory `below`, a page at a time."""
@@ -120,6 +148,23 @@ class Objects:
                 for found in page:
                     time = found["last_modified"].timestamp()
                     yield Listed(found["path"][start:], found["size"], time)
+
+    def signed_query(self, key: str, seconds: float) -> str:
+        """What lets anybody read an object for so long: the query of its URL.
+
+        "" if this store has no such signatures, or these credentials cannot make them. Asks
+        nothing of the server.
+        """
+        if self.url.scheme not in CLOUDS:
+            return ""
+        import obstore
+
+        with suppress(BucketError), explaining(self.name):
+            # Only of stores of clouds: the type does not tell them from others.
+            store: Any = self._reader
+            url = obstore.sign(store, "GET", self._path(key), timedelta(seconds=seconds))
+            return url.partition("?")[2]
+        return ""
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -136,6 +181,49 @@ class Objects:
             # Nowhere to put it.
             raise missing(self.name) from None
         return True
+
+    def replace(self, key: str, data: bytes, version: str) -> bool:
+        """Put a small object in place of the one with this version; False if that is gone.
+
+        Where a server cannot compare, what is there is replaced whatever it is: look afterwards.
+        """
+        # Amazon's servers quote a version (RFC 9110, 8.8.3), Ceph's compare it without quotes.
+        for tag in dict.fromkeys((version, version.strip('"'))):
+            replaced = self._put_over(key, data, {"e_tag": tag})
+            if replaced is None:
+                break
+            if replaced or self._version(key) != version:
+                return replaced
+        return bool(self._put_over(key, data, "overwrite"))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Put a small object in place of whatever is there. Raises BucketErrors."""
+        self._put_over(key, data, "overwrite")
+
+    def _put_over(self, key: str, data: bytes, mode: Any) -> bool | None:
+        """True if it was put; False if the object is another; None if that cannot be told."""
+        from obstore import exceptions
+
+        try:
+            with explaining(self.name):
+                try:
+                    path = self._path(key)
+                    self._writer.put(path, data, mode=mode, use_multipart=False)
+                except exceptions.PreconditionError:
+                    return False
+                except NotImplementedError:
+                    return None
+        except AbsentError:
+            raise missing(self.name) from None
+        return True
+
+    def _version(self, key: str) -> str | None:
+        try:
+            with explaining(self.name):
+                found = self._reader.get(self._path(key), options={"head": True})
+                return found.meta["e_tag"] or ""
+        except AbsentError:
+            return None
 
     def put_large(
         self, key: str, pieces: Iterable[bytes], size: int, attributes: Mapping[str, str]

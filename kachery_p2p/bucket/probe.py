@@ -14,6 +14,7 @@ from kachery_p2p.bucket.faults import AbsentError
 from kachery_p2p.bucket.mirror import Mirror
 from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.owner import check_prefix, owner_of
+from kachery_p2p.bucket.sealed_reading import keys_at
 from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.errors import KacheryError
 from kachery_p2p.limits import BUCKET_CLOCK_S_MAX, BUCKET_PART_BYTES
@@ -37,16 +38,19 @@ def check_place(place: Objects | Mirror, channel_id: str, *, writes: bool) -> It
     """Each probe as it is done. Those that write are left out unless `writes`."""
     if isinstance(place, Mirror):
         yield from _check_mirror(place)
+        yield from _encryption(place, writes=False)
         return
-    reach = _tried("reach", lambda: _reach(place))
+    reach = _tried("reach", lambda: _reach(place.plain))
     yield reach
     if reach.state != "ok":
         return
     yield _tried("owner", lambda: _owner(place, channel_id))
+    yield from _encryption(place, writes=writes)
     if not writes:
         yield Probe("write", "skip", "this node only reads from it")
         return
-    yield from _Writing(place).probes()
+    # What is put there to try it out tells nobody anything.
+    yield from _Writing(place.plain).probes()
 
 
 def _tried(name: str, probe: Callable[[], Probe | str]) -> Probe:
@@ -69,6 +73,19 @@ def _reach(place: Objects) -> str:
 def _owner(place: Objects, channel_id: str) -> str:
     check_prefix(place, channel_id)
     return "the prefix is this channel's" if owner_of(place) else "the prefix is nobody's yet"
+
+
+def _encryption(place: Objects | Mirror, *, writes: bool) -> Iterator[Probe]:
+    """Nothing of what is not encrypted."""
+    keys = keys_at(place)
+    if keys is None:
+        return
+
+    def has_keys() -> str:
+        epoch = (keys.to_write() if writes else keys.ring()).epoch
+        return f"what is there is encrypted, and this node has the keys (epoch {epoch})"
+
+    yield _tried("encryption", has_keys)
 
 
 def _check_mirror(place: Mirror) -> Iterator[Probe]:

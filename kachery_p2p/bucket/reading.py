@@ -32,6 +32,9 @@ class Readable(Protocol):
     def node(self) -> str:
         """64 hex digits, as sources of chunks are told apart by."""
 
+    def read_whole(self, key: str, bytes_max: int) -> bytes:
+        """All of a small object below the prefix. Raises AbsentError too."""
+
     def look(self, content: ContentHash) -> Meta | None:
         """What is said of the content's object; None if there is none."""
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 
+from kachery_p2p.bucket.home import Home
 from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.opening import open_for_writing
 from kachery_p2p.bucket.owner import take_prefix
@@ -15,6 +16,7 @@ from kachery_p2p.channels.bucket_settings import BucketSettings
 from kachery_p2p.errors import (
     BucketBusyError,
     BucketError,
+    BucketRefusedError,
     CorruptObjectError,
     HashCollisionError,
     KacheryError,
@@ -39,15 +41,19 @@ class Uploads:
         blobs: BlobStore,
         queue: UploadQueue,
         environ: Mapping[str, str] | None = None,
+        *,
+        home: Home | None = None,
     ) -> None:
         """Raises BucketReadOnlyError, and what opening a bucket raises; asks no server."""
         self.settings = settings
-        self.bucket: Objects = open_for_writing(settings, environ)
+        self.bucket: Objects = open_for_writing(settings, environ, home=home)
         self.channel_id = channel_id
         self._blobs = blobs
         self._queue = queue
-        self._pace = Pace(settings.max_upload)
+        self.pace = Pace(settings.max_upload)
         self._is_ours = False
+        # True if what this node has does not open the bucket, when it was last tried.
+        self.is_refused = False
 
     @property
     def place(self) -> str:
@@ -66,16 +72,18 @@ class Uploads:
             if not self._is_ours:
                 take_prefix(self.bucket, self.channel_id)
                 self._is_ours = True
-            pushed = push(self.bucket, self._blobs, upload.content, upload.label, self._pace)
+            pushed = push(self.bucket, self._blobs, upload.content, upload.label, self.pace)
         except _LEFT_OUT as error:
             self._queue.left_out(upload, str(error))
             return True
         except KacheryError as error:
+            self.is_refused = isinstance(error, BucketRefusedError)
             rest_s = error.retry_after_s if isinstance(error, BucketBusyError) else 0.0
             hint = f" ({error.hint})" if error.hint and isinstance(error, BucketError) else ""
             self._queue.failed(upload, f"{error}{hint}", time.time(), rest_s)
             log.info("sha1://%s was not put there: %s", upload.content, error)
             return False
+        self.is_refused = False
         self._queue.done(upload, pushed.size)
         return True
 

@@ -55,8 +55,9 @@ class Answer(NamedTuple):
 class Web:
     """Connections to the servers of one mirror."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, redirects_max: int = BUCKET_REDIRECTS_MAX) -> None:
         self._name = name
+        self._redirects_max = redirects_max
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
 
@@ -79,7 +80,7 @@ class Web:
         headers = {"User-Agent": "kachery-p2p", "Accept-Encoding": "identity"}
         if span is not None:
             headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
-        for _ in range(BUCKET_REDIRECTS_MAX + 1):
+        for _ in range(self._redirects_max + 1):
             with self._request(url, method, headers) as response:
                 if response.status in _MOVED:
                     url = self._moved(url, response)

@@ -24,6 +24,8 @@ PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmapt
 ACCESS_KEY = "KACHERYTESTKEY"
 SECRET_KEY = "kacherytestsecret"
 START_S = 60.0
+# What objects may take in all.
+MEMORY_BYTES = 4 << 30
 
 _CONFIGURATION = """\
 [global]
@@ -43,13 +45,14 @@ osd pool default pg num = 4
 osd pool default autoscale_mode = off
 osd crush chooseleaf type = 0
 osd objectstore = memstore
-memstore device bytes = 4294967296
+memstore device bytes = {memory_bytes}
 mon allow pool size one = true
 mon data avail crit = 1
 mon data = {top}/mon
 osd data = {top}/osd
 rgw data = {top}/rgw
 rgw run sync thread = false
+rgw gc obj min wait = 1
 rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 run dir = {top}/run
 pid file = {top}/run/$name.pid
@@ -66,7 +69,7 @@ def missing_programs() -> list[str]:
 class Ceph:
     """One running server with one user and no bucket yet."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, memory_bytes: int = MEMORY_BYTES) -> None:
         self.top = top
         self.port, monitor_port = free_ports(2)
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -76,7 +79,11 @@ class Ceph:
         self.configuration = top / "ceph.conf"
         self.configuration.write_text(
             _CONFIGURATION.format(
-                fsid=self.fsid, monitor_port=monitor_port, port=self.port, top=top
+                fsid=self.fsid,
+                monitor_port=monitor_port,
+                port=self.port,
+                top=top,
+                memory_bytes=memory_bytes,
             )
         )
         self._monitor = f"[v2:127.0.0.1:{monitor_port}]"
@@ -104,6 +111,11 @@ class Ceph:
             *("--user", f"{ACCESS_KEY}:{SECRET_KEY}", "-X", "PUT"),
             *("-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", f"{self.endpoint}/{name}"),
         )
+
+    def give_back(self) -> None:
+        """Free the memory of objects that were removed, which the server does at its leisure."""
+        time.sleep(1.1)
+        self._ceph("radosgw-admin", "gc", "process", "--include-all")
 
     def pids(self) -> list[int]:
         found = [path.read_text().strip() for path in (self.top / "run").glob("*.pid")]
@@ -158,8 +170,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_ceph(top: Path) -> Iterator[Ceph]:
-    ceph = Ceph(top)
+def running_ceph(top: Path, memory_bytes: int = MEMORY_BYTES) -> Iterator[Ceph]:
+    ceph = Ceph(top, memory_bytes)
     try:
         ceph.start()
         yield ceph

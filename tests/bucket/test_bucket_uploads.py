@@ -369,7 +369,7 @@ def test_damaged_settings_are_said_to_be(config_dir: str, text: str) -> None:
     path.write_text(text)
     with pytest.raises(StateCorruptError):
         read_bucket(config_dir, "lab")
-    path.write_text("version = 2\nwhatever = 1\n")
+    path.write_text("version = 99\nwhatever = 1\n")
     with pytest.raises(StateVersionError):
         read_bucket(config_dir, "lab")
 
