@@ -25,7 +25,12 @@ from kachery_p2p.errors import (
     ProtocolError,
 )
 from kachery_p2p.identity.keys import NodeId
-from kachery_p2p.limits import BULK_REQUESTS_MAX, STREAM_IDLE_S_MAX
+from kachery_p2p.limits import (
+    BULK_PIPELINED,
+    BULK_RANGE_CHUNKS,
+    BULK_REQUESTS_MAX,
+    STREAM_IDLE_S_MAX,
+)
 from kachery_p2p.network.bulk_buffers import PAYLOAD_AT, Piece, Share
 from kachery_p2p.network.bulk_greeting import Greeted
 from kachery_p2p.network.bulk_socket import BulkSocket
@@ -79,6 +84,10 @@ class _Asked:
 
 class BulkConnection:
     """A connection to `peer` on which we ask for chunks."""
+
+    # How many chunks are best asked for at once, and how many such requests keep it busy.
+    range_chunks = BULK_RANGE_CHUNKS
+    pipelined = BULK_PIPELINED
 
     def __init__(self, greeted: Greeted, wire: BulkSocket, share: Share, lane: Lane) -> None:
         self.peer: NodeId = greeted.ticket.peer

@@ -96,6 +96,9 @@ class PeerStream:
     async def send_all(self, data: bytes) -> None:
         await self._muxed.send(data)
 
+    def send_now(self, data: bytes) -> bool:
+        return self._muxed.send_now(data)
+
     async def receive_some(self, bytes_max: int) -> bytes:
         return await self._muxed.receive(bytes_max)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import trio
@@ -47,6 +47,17 @@ log = logging.getLogger(__name__)
 
 # Makes a history durable; nobody hears of it before that.
 Save = Callable[[History], Awaitable[None]]
+
+
+class Teller(Protocol):
+    """Somebody else than a member who tells of a history: the bucket of its channel."""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What it says first, as in `history`."""
+
+    async def request(self, op: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """What it answers to `entries`."""
 
 
 class Histories:
@@ -157,7 +168,11 @@ class Histories:
                 raise ProtocolError(f"what it told of a channel's history is wrong: {error}")
         self._common.setdefault(session, {})[channel] = told["head"] + told["fork"]
 
-    async def _believe(self, session: Session, channel: str, told: dict[str, Any]) -> None:
+    async def hear_of(self, teller: Teller, channel: str) -> None:
+        """Take in what else than a session tells. ProtocolError if it lies, LogError as well."""
+        await self._believe(teller, channel, teller.told)
+
+    async def _believe(self, session: Session | Teller, channel: str, told: dict[str, Any]) -> None:
         history = self._memberships.history(channel)
         if history is None:
             return
@@ -169,7 +184,7 @@ class Histories:
         if told["head"]:
             await self._catch_up(session, channel, told["head"])
 
-    async def _catch_up(self, session: Session, channel: str, head: bytes) -> None:
+    async def _catch_up(self, session: Session | Teller, channel: str, head: bytes) -> None:
         history = self._memberships.history(channel)
         assert history is not None
         wanted = history.missing(head)
@@ -242,7 +257,7 @@ def _may_read(session: Session, history: History) -> bool:
     return proved and bool(roster.roles_of(session.peer))
 
 
-async def fetch_entries(session: Session, channel: str, wanted: range) -> list[bytes]:
+async def fetch_entries(session: Session | Teller, channel: str, wanted: range) -> list[bytes]:
     """The entries that a peer has of a channel's history, unverified. Raises PeerErrors."""
     found: list[bytes] = []
     size = 0

@@ -111,10 +111,11 @@ class Holdings:
                 self._catalogues[channel].set(prefix_of(content), is_held)
 
     def _are_held(self, pairs: list[tuple[ContentHash, str]]) -> list[bool]:
-        return [
-            self._grants.is_granted(content, channel) and self._holds(content)
-            for content, channel in pairs
-        ]
+        granted = {
+            channel: self._grants.granted_of((one for one, id in pairs if id == channel), channel)
+            for channel in {id for _, id in pairs}
+        }
+        return [content in granted[channel] and self._holds(content) for content, channel in pairs]
 
     async def _read(self, channel: str) -> None:
         """Look at all that is granted in a channel."""

@@ -32,15 +32,17 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.upgrader import TransportUpgrader
 
-from kachery_p2p.errors import ConfigError, PeerGoneError, ProtocolError
+from kachery_p2p.errors import ConfigError, PeerGoneError, PeerUnreachableError, ProtocolError
 from kachery_p2p.identity.keys import NodeId, NodeKey, is_sound_key
-from kachery_p2p.limits import LEAVE_S_MAX, NEGOTIATION_BYTES_MAX
+from kachery_p2p.limits import DIAL_S_MAX, LEAVE_S_MAX, NEGOTIATION_BYTES_MAX
 from kachery_p2p.network import yamux
 from kachery_p2p.network.connections import TcpLink
 from kachery_p2p.network.link import Link
 from kachery_p2p.network.multiaddrs import advertised
 from kachery_p2p.network.multiplexer import MuxedStream, SecureChannel
-from kachery_p2p.network.sockets import listen_on, listening_addresses
+from kachery_p2p.network.sockets import dial, listen_on, listening_addresses
+
+log = logging.getLogger(__name__)
 
 READ_BYTES_MAX = 1 << 16
 # libp2p logs what peers send, unescaped; what went wrong reaches us as exceptions.
@@ -79,6 +81,25 @@ async def open_libp2p_link(
             listener.socket.close()
 
 
+async def who_answers(key: NodeKey, kind: str, host: str, port: int) -> NodeId:
+    """The node at a place of which nobody said who is there; it is left at once.
+
+    It has proved that it has the key of this id, and nothing else. `kind` is that of a
+    multiaddr. Raises PeerUnreachableError within DIAL_S_MAX.
+    """
+    with trio.move_on_after(DIAL_S_MAX):
+        try:
+            tcp = await dial(kind, host, port)
+            try:
+                return await NoiseHandshakes(key).meet(tcp)
+            finally:
+                tcp.socket.close()
+        except Exception as error:
+            log.debug("nobody is met at %s port %d: %r", host, port, error)
+            raise PeerUnreachableError(f"no node answers at {host} port {port}") from error
+    raise PeerUnreachableError(f"no answer from {host} port {port} within {DIAL_S_MAX:g} s")
+
+
 async def _serve(
     link: TcpLink, listeners: list[trio.SocketListener], nursery: trio.Nursery
 ) -> None:
@@ -96,6 +117,7 @@ class NoiseHandshakes:
         # No other security is offered, so none can be negotiated: plaintext would let
         # anybody who knows a public key pose as its owner.
         self._upgrader = TransportUpgrader({NOISE: noise}, {})
+        self._noise = noise
 
     async def welcome(self, tcp: trio.SocketStream) -> tuple[NodeId, SecureChannel]:
         raw = RawConnection(_Wire(tcp), initiator=False)
@@ -115,6 +137,13 @@ class NoiseHandshakes:
         channel = cast(SecureChannel, session)
         await _ask_for(_NegotiationWire(channel.read, channel.write), yamux.PROTOCOL)
         return channel
+
+    async def meet(self, tcp: trio.SocketStream) -> NodeId:
+        """Whoever answers there, as noise proved it. Raises any exception if nobody does."""
+        raw = RawConnection(_Wire(tcp), initiator=True)
+        await MultiselectClient().select_one_of([NOISE], MultiselectCommunicator(raw))
+        session = await self._noise.get_pattern().handshake_outbound(raw, cast(ID, None))
+        return _node_of(session.get_remote_peer())
 
     async def ask_for(self, stream: MuxedStream, protocol: str) -> None:
         await _ask_for(_NegotiationWire(stream.receive, stream.send), protocol)

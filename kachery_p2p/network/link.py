@@ -33,6 +33,12 @@ class Stream(Protocol):
     async def send_all(self, data: bytes) -> None:
         """Send every byte. Raises PeerGoneError when the stream or its connection is gone."""
 
+    def send_now(self, data: bytes) -> bool:
+        """Send every byte without waiting; False if that cannot be, and then none was sent.
+
+        Not while `send_all` is under way.
+        """
+
     async def receive_some(self, bytes_max: int) -> bytes:
         """1 to `bytes_max` bytes as they come; b"" at the end of the stream.
 

@@ -68,7 +68,7 @@ class MuxedStream:
 
     async def send(self, data: bytes) -> None:
         """Hand over every byte, waiting for the peer's window and for the outbox."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         at = 0
         while at < len(data):
             await self._may_send()
@@ -76,7 +76,18 @@ class MuxedStream:
             self._credit -= len(part)
             self._mux.post(yamux.data_frame(self.number, part))
             at += len(part)
+        # Not before it was posted: a small message would leave a turn of the loop later.
+        await trio.lowlevel.cancel_shielded_checkpoint()
         self._refuse_if_closed()
+
+    def send_now(self, data: bytes) -> bool:
+        """Hand over every byte if nothing has to be waited for; False if none was."""
+        is_open = self._gone is None and not self._sent_all and self._mux.has_room
+        if not is_open or len(data) > min(self._credit, PAYLOAD_BYTES_MAX):
+            return False
+        self._credit -= len(data)
+        self._mux.post(yamux.data_frame(self.number, data))
+        return True
 
     async def receive(self, bytes_max: int) -> bytes:
         """1 to `bytes_max` bytes, or b"" after the peer's last. Cancelled, it loses nothing."""

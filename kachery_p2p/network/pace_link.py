@@ -79,6 +79,10 @@ class _Paced:
     async def send_all(self, data: bytes) -> None:
         await self._stream.send_all(data)
 
+    def send_now(self, data: bytes) -> bool:
+        # What is paced waits for its turn.
+        return False
+
     async def receive_some(self, bytes_max: int) -> bytes:
         return await self._stream.receive_some(bytes_max)
 

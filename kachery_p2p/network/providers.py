@@ -59,8 +59,11 @@ def weights(channel: str, node: NodeId) -> array[int]:
 
 def in_turn(content: ContentHash, nodes: Iterable[NodeId], asker: NodeId) -> list[NodeId]:
     """`nodes` in an order of this content's and asker's own, so that not all ask the same ones."""
+    listed = list(nodes)
+    if len(listed) < 2:
+        return listed
     seed = content.raw + asker.raw
-    return sorted(nodes, key=lambda node: hashlib.sha256(seed + node.raw).digest())
+    return sorted(listed, key=lambda node: hashlib.sha256(seed + node.raw).digest())
 
 
 class IndexMembers:

@@ -40,6 +40,7 @@ from kachery_p2p.wire.conversation import (
     Failure,
     Request,
 )
+from kachery_p2p.wire.handshake import Hello
 from kachery_p2p.wire.messages import BAD_REQUEST, BUSY, FAILED, NOT_YET, REFUSED
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,11 @@ EARLY_OPS = frozenset({"history", "entries", "ping"})
 Handler = Callable[["Session", dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-class _Asked:
+class Asked:
     """A request of ours that waits for its answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: int) -> None:
+        self.id = request_id
         self.done = trio.Event()
         self.body: dict[str, Any] | None = None
         self.error: PeerError | None = None
@@ -86,8 +88,10 @@ class Session:
         self._stream = stream
         self._conversation = met.conversation
         self._heard = met.heard
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, Asked] = {}
         self._outbox, self._to_send = trio.open_memory_channel[bytes](OUTBOX_ANSWERS_MAX)
+        # Frames that wait for their turn, or are being sent.
+        self._unsent = 0
         self._last_heard = trio.current_time()
         self._doubt = trio.Event()
         self._heard_more = trio.Event()
@@ -98,6 +102,12 @@ class Session:
     def name(self) -> str:
         """How people know this node: its label, and enough of its id to be unique."""
         return f"{self.label} ({self.peer[:8]})" if self.label else self.peer[:16]
+
+    @property
+    def hello(self) -> Hello:
+        """What the peer said first; that its exchange key is its own was verified."""
+        assert self._conversation.peer_hello is not None
+        return self._conversation.peer_hello
 
     @property
     def channels(self) -> frozenset[str]:
@@ -130,38 +140,75 @@ class Session:
 
         Raises PeerTimeoutError, PeerGoneError, PeerRefusedError, PeerBusyError, PeerError.
         """
-        asked = _Asked()
         with trio.move_on_after(timeout_s):
-            await self._ask(asked, op, body)
+            return await self._answer_to(self.ask(op, body) or await self._ask_later(op, body))
+        raise _no_answer(timeout_s)
+
+    def ask(self, op: str, body: dict[str, Any]) -> Asked | None:
+        """A request that is on its way when this returns; None if it would have to wait first.
+
+        Whoever asks awaits `answer_to`. PeerGoneError.
+        """
+        made = self._made_request(op, body)
+        if made is None:
+            return None
+        asked, frame = made
+        try:
+            self._post_now(frame)
+        except trio.WouldBlock:
+            self._withdraw(asked)
+            return None
+        except trio.BrokenResourceError:
+            self._withdraw(asked)
+            raise PeerGoneError("went away before it was asked")
+        return asked
+
+    async def answer_to(self, asked: Asked, timeout_s: float) -> dict[str, Any]:
+        """The checked answer to what was asked with `ask`; raises what `request` does."""
+        with trio.move_on_after(timeout_s):
+            return await self._answer_to(asked)
+        raise _no_answer(timeout_s)
+
+    async def _answer_to(self, asked: Asked) -> dict[str, Any]:
+        try:
+            await asked.done.wait()
+        finally:
+            del self._asked[asked.id]
+            self._conversation.cancel(asked.id)
         if asked.error is not None:
             raise asked.error
-        if asked.body is None:
-            raise PeerTimeoutError(f"did not answer within {timeout_s:.0f} s")
+        assert asked.body is not None
         return asked.body
 
-    async def _ask(self, asked: _Asked, op: str, body: dict[str, Any]) -> None:
-        request_id, frame = await self._next_request(op, body)
-        self._asked[request_id] = asked
-        sent = False
+    async def _ask_later(self, op: str, body: dict[str, Any]) -> Asked:
+        """The request, once there is room for it here and at the peer."""
+        while (made := self._made_request(op, body)) is None:
+            # As many as the peer takes are unanswered: an answer makes room.
+            await self._heard_more.wait()
+        asked, frame = made
         try:
-            await self._outbox.send(frame)
-            sent = True
-            await asked.done.wait()
-        except trio.BrokenResourceError:
-            raise PeerGoneError("went away before it was asked")
-        finally:
-            del self._asked[request_id]
-            # A request that never left is not answered: it must not be waited for.
-            (self._conversation.cancel if sent else self._conversation.withdraw)(request_id)
+            await self._post(frame)
+        except BaseException as error:
+            self._withdraw(asked)
+            if isinstance(error, trio.BrokenResourceError):
+                raise PeerGoneError("went away before it was asked")
+            raise
+        return asked
 
-    async def _next_request(self, op: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        while not self._ended:
-            try:
-                return self._conversation.request(op, body)
-            except PeerTimeoutError:
-                # As many as the peer takes are unanswered: an answer makes room.
-                await self._heard_more.wait()
-        raise PeerGoneError("is no longer connected")
+    def _made_request(self, op: str, body: dict[str, Any]) -> tuple[Asked, bytes] | None:
+        if self._ended:
+            raise PeerGoneError("is no longer connected")
+        try:
+            request_id, frame = self._conversation.request(op, body)
+        except PeerTimeoutError:
+            return None
+        asked = self._asked[request_id] = Asked(request_id)
+        return asked, frame
+
+    def _withdraw(self, asked: Asked) -> None:
+        """A request that never left is not answered: it must not be waited for."""
+        del self._asked[asked.id]
+        self._conversation.withdraw(asked.id)
 
     def suspect(self) -> None:
         """Something went wrong with this peer: ask at once whether it is alive."""
@@ -234,7 +281,7 @@ class Session:
     async def _answer(self, request: Request, handlers: Mapping[str, Handler]) -> None:
         frame = await self._frame_for(request, handlers)
         if frame:
-            await self._outbox.send(frame)
+            await self._post(frame)
 
     async def _frame_for(self, request: Request, handlers: Mapping[str, Handler]) -> bytes:
         handler = handlers.get(request.op)
@@ -260,6 +307,26 @@ class Session:
                 await self._stream.send_all(frame)
             if waiting.cancelled_caught:
                 raise PeerTimeoutError(f"took nothing for {REQUEST_S_MAX:.0f} s")
+            self._unsent -= 1
+
+    async def _post(self, frame: bytes) -> None:
+        """Have the frame sent behind those before it, as soon as there is room for it."""
+        try:
+            self._post_now(frame)
+        except trio.WouldBlock:
+            self._unsent += 1
+            try:
+                await self._outbox.send(frame)
+            except BaseException:
+                self._unsent -= 1
+                raise
+
+    def _post_now(self, frame: bytes) -> None:
+        """Have the frame sent behind those before it. trio.WouldBlock, BrokenResourceError."""
+        # Nearly always nothing is before it: then the writer's turn need not be waited for.
+        if self._unsent or self._ended or not self._stream.send_now(frame):
+            self._outbox.send_nowait(frame)
+            self._unsent += 1
 
     async def _keep_alive(self) -> None:
         while True:
@@ -295,6 +362,10 @@ def one_error() -> Iterator[None]:
         if error is None:
             raise
         raise cancelled or error from None
+
+
+def _no_answer(timeout_s: float) -> PeerTimeoutError:
+    return PeerTimeoutError(f"did not answer within {timeout_s:.0f} s")
 
 
 def error_of(code: str, text: str) -> PeerError:

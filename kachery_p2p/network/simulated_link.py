@@ -49,6 +49,10 @@ class SimulatedStream:
     async def send_all(self, data: bytes) -> None:
         await self.outbound.send(data)
 
+    def send_now(self, data: bytes) -> bool:
+        # Sending takes its time in this world.
+        return False
+
     async def receive_some(self, bytes_max: int) -> bytes:
         return await self.inbound.receive(bytes_max)
 

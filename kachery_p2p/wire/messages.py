@@ -37,6 +37,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.log.forks import FORK_BYTES_MAX
 from kachery_p2p.log.heads import HEAD_BYTES
+from kachery_p2p.wire.bucket_messages import BUCKET_OPERATIONS
 from kachery_p2p.wire.codec import Message
 from kachery_p2p.wire.feed_messages import FEED_OPERATIONS
 from kachery_p2p.wire.message_fields import CHANNEL_CHARS as CHANNEL_CHARS
@@ -187,6 +188,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             answer={},
         ),
         **FEED_OPERATIONS,
+        **BUCKET_OPERATIONS,
         "ping": Operation(request={}, answer={}),
         # I no longer serve this channel, and ask nothing in it.
         "leave": Operation(request={"channel": channel_id}, answer={}),

@@ -22,7 +22,6 @@ from typing import Any
 from kachery_p2p.errors import DaemonProtocolError, KacheryError, by_name
 from kachery_p2p.limits import (
     LOAD_MANY_FAILED_MAX,
-    LOAD_MANY_MAX,
     PEERS_MAX,
     SHARED_PAGE_MAX,
     TEXT_CHARS_MAX,
@@ -43,7 +42,6 @@ from kachery_p2p.wire.fields import (
     TEXT,
     Field,
     Fields,
-    Kind,
     hexadecimal,
     integer,
     list_of,
@@ -55,6 +53,7 @@ from kachery_p2p.wire.fields import GUEST as GUEST
 from kachery_p2p.wire.fields import OWNER as OWNER
 from kachery_p2p.wire.fields import TOKEN as TOKEN
 from kachery_p2p.wire.fields import Operation as Operation
+from kachery_p2p.wire.packed_names import packed
 
 # Version of this table. Told in `hello`; a mismatch names the side to upgrade.
 DOOR_VERSION = 1
@@ -105,6 +104,7 @@ _PEER = record(
         "label": optional(TEXT),
         "channels": Field(CHANNELS),
         "address": optional(TEXT),
+        "card": optional(TEXT),
     }
 )
 # One source of a transfer. A guest is told neither who it is nor its name.
@@ -146,7 +146,8 @@ PROGRESS: Fields = {
 }
 _LOAD = record(
     {
-        "content": Field(CONTENT),
+        # None for many files at once, of which `files` and `files_total` tell.
+        "content": optional(CONTENT),
         "root": optional(ROOT),
         **PROGRESS,
         "bytes": Field(SIZE),
@@ -179,7 +180,6 @@ _PACE = record(
 _FAILED = record(
     {"place": Field(COUNT), "name": Field(NAME), "message": Field(TEXT), "hint": optional(TEXT)}
 )
-_ROOT_OR_NONE = Kind("a root or empty", lambda v: v == "" or ROOT.fits(v))
 _PROVIDER = record({"node_id": Field(NODE), "label": optional(TEXT), "channel": optional(NAME)})
 
 
@@ -236,8 +236,8 @@ _TABLE = (
         # that failed; the rest is to be asked for again.
         "load_many",
         {
-            "contents": Field(list_of(CONTENT, LOAD_MANY_MAX)),
-            "roots": optional(list_of(_ROOT_OR_NONE, LOAD_MANY_MAX)),
+            "contents": Field(packed(40)),
+            "roots": optional(packed(64)),
             **_SOURCES,
         },
         {"answered": Field(COUNT), "failed": Field(list_of(_FAILED, LOAD_MANY_FAILED_MAX))},

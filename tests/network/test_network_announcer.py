@@ -480,10 +480,10 @@ async def test_a_failure_while_looking_at_the_grants_is_made_up_for(
     await holdings.look([LAB.id])
     node.grant(A)
 
-    def broken(*_: object) -> bool:
+    def broken(*_: object) -> set[ContentHash]:
         raise OSError("disk")
 
-    monkeypatch.setattr(Grants, "is_granted", broken)
+    monkeypatch.setattr(Grants, "granted_of", broken)
     with pytest.raises(OSError, match="disk"):
         await holdings.look([LAB.id])
     monkeypatch.undo()

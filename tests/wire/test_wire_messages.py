@@ -34,6 +34,7 @@ from kachery_p2p.wire.messages import (
     check_request,
     failure,
 )
+from tests.wire.test_wire_bucket_messages import BUCKET_ANSWERS, BUCKET_REQUESTS, BUCKET_WRONG
 from tests.wire.test_wire_feed_messages import FEED_ANSWERS, FEED_REQUESTS, FEED_WRONG
 
 CHANNEL, CONTENT, ROOT = "0f" * 32, b"c" * 20, b"r" * 32
@@ -61,6 +62,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "range": {**WHAT, "first": 0, "count": 4},
     "batch": {"channel": CHANNEL, "contents": CONTENT * 3, "bytes_max": 4 << 20},
     **FEED_REQUESTS,
+    **BUCKET_REQUESTS,
 }
 ANSWERS: dict[str, dict[str, Any]] = {
     "introduce": ME,
@@ -82,6 +84,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "range": {"number": 0, "data": b"x"},
     "batch": {"pieces": b"p", "last": True},
     **FEED_ANSWERS,
+    **BUCKET_ANSWERS,
 }
 WRONG: dict[str, list[Any]] = {
     "channel": ["0f" * 31, "0F" * 32, "0g" * 32, b"0f" * 32, "٠" * 64, "0f" * 33],
@@ -132,6 +135,8 @@ WRONG: dict[str, list[Any]] = {
 
 
 def wrong_of(op: str) -> dict[str, list[Any]]:
+    if op in BUCKET_REQUESTS:
+        return BUCKET_WRONG
     return FEED_WRONG if op in FEED_REQUESTS else WRONG
 
 
