@@ -24,9 +24,11 @@ from kachery_p2p.errors import (
     StorageFullError,
     StorePermissionError,
 )
-from kachery_p2p.store.durable import sync_directory, sync_file
+from kachery_p2p.store.durable import sync_directory, sync_file, write_all
 
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+# After these something was certainly not written as a whole.
+NOT_WRITTEN = FULL | {errno.EFBIG}
 _DENIED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _OTHERS_ANYTHING = 0o077
 # O_NONBLOCK: opening a FIFO planted under the name must not hang.
@@ -34,6 +36,8 @@ _PRIVATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Files of a subfeed that are read as a whole: fork proofs and tombstones are below 5 KB.
 SMALL_FILE_BYTES_MAX = 1 << 14
+# What is written once more at a time.
+_REWRITTEN_BYTES = 1 << 20
 _OFFSET_MAX = (1 << 63) - 1
 _MACHINE_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _MACHINE_TAG = b"kachery-p2p/machine/1\0"
@@ -81,9 +85,12 @@ def open_directory(path: str) -> int:
     return fd
 
 
-def open_file(directory: int, path: str) -> int:
-    """A descriptor of the file `path` in the directory, made if need be, which is ours alone."""
-    fd = os.open(os.path.basename(path), _PRIVATE, 0o600, dir_fd=directory)
+def open_file(directory: int, path: str, *, make: bool = True) -> int:
+    """A descriptor of the file `path` in the directory, which is ours alone. It is made if it is
+    not there, or FileNotFoundError.
+    """
+    flags = _PRIVATE if make else _PRIVATE & ~os.O_CREAT
+    fd = os.open(os.path.basename(path), flags, 0o600, dir_fd=directory)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -142,6 +149,20 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
     while 0 < len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
         data += more
     return data
+
+
+def length_of(fd: int) -> int:
+    """How long the file is. OSError."""
+    # Not fstat: whoever asks for the time of change has each write note it anew, in the journal.
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def rewrite(fd: int, begin: int, end: int) -> None:
+    """Write what is there once more, for whoever was not told that a sync of it failed. OSError."""
+    while begin < end:
+        data = read_at(fd, min(_REWRITTEN_BYTES, end - begin), begin)
+        write_all(fd, data, begin)
+        begin += len(data) or end
 
 
 def place_of(fd: int) -> bytes:

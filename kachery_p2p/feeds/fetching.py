@@ -23,7 +23,7 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.feeds.catchup import Brought, CatchUp, Wanted
 from kachery_p2p.feeds.replica import Replica
-from kachery_p2p.feeds.subfeed import Source, Subfeed
+from kachery_p2p.feeds.subfeed import Source, Subfeed, Teller
 from kachery_p2p.limits import (
     FEED_CATCH_UPS_MAX,
     FEED_ENTRIES_S_MAX,
@@ -33,12 +33,11 @@ from kachery_p2p.limits import (
 from kachery_p2p.log.heads import SignedHead
 from kachery_p2p.log.proofs import Path, verify_consistency
 from kachery_p2p.log.tree import Frontier, leaf_hash, subtrees
-from kachery_p2p.network.session import Session
 from kachery_p2p.wire.feed_messages import unpack, unpack_hashes
 
 log = logging.getLogger(__name__)
 
-Failed = Callable[[Subfeed, Session], None]
+Failed = Callable[[Subfeed, Teller], None]
 Grown = Callable[[Subfeed], None]
 
 
@@ -275,7 +274,7 @@ async def proved_entries(
     return entries
 
 
-def _settle(subfeed: Subfeed, session: Session, error: PeerError, failed: Failed) -> None:
+def _settle(subfeed: Subfeed, session: Teller, error: PeerError, failed: Failed) -> None:
     """See that a member that failed is not asked again at once, and a liar not for long."""
     log.info("feed %s: node %s: %s", subfeed.name.feed[:16], session.peer[:16], error)
     if isinstance(error, ProtocolError):

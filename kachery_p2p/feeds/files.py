@@ -1,7 +1,8 @@
 """The open files of one subfeed, shared by those who read while they are closed or written.
 
 log         which log this is: two lines of text
-entries     the records; its lock (flock) keeps other processes out
+entries     the records; its lock (flock) keeps other nodes out
+writers     of an own log: the lock of all who append, and where (`writers`)
 hashes, offsets, checkpoint      derived (`derived`)
 fork, tombstone                  what ends it (`log_file`)
 place       of an own log: where it was written last (`disk.place_of`)
@@ -21,6 +22,7 @@ from kachery_p2p.feeds.derived import Derived
 from kachery_p2p.feeds.disk import open_directory, open_file, read_at, read_small, write_small
 from kachery_p2p.feeds.names import HEAD_TAG
 from kachery_p2p.feeds.records import Span
+from kachery_p2p.feeds.writers import Writers
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.log.heads import LogId
 
@@ -33,9 +35,13 @@ _TEMP_PREFIX = ".temp-"
 class OpenFiles:
     """Closed when the last user releases it; whoever makes it is the first."""
 
-    def __init__(self, path: str) -> None:
-        """Open what is at `path`, alone. FeedInUseError, ConfigError, OSError."""
+    def __init__(self, path: str, *, shared: bool = False) -> None:
+        """Open what is at `path`, as the only node. FeedInUseError, ConfigError, OSError.
+
+        `shared`: programs of this user append too.
+        """
         self.path = path
+        self.writers: Writers | None = None
         self._users = 1
         self._counting = threading.Lock()
         with contextlib.ExitStack() as undo:
@@ -46,6 +52,8 @@ class OpenFiles:
             # Only who has the lock may look at the rest.
             self._hashes = self._opened(directory, "hashes", undo)
             self._offsets = self._opened(directory, "offsets", undo)
+            if shared:
+                self.writers = Writers(self._opened(directory, "writers", undo))
             self._sweep(directory)
             undo.pop_all()
         os.close(directory)
@@ -67,6 +75,8 @@ class OpenFiles:
                 return
         for fd in (self.entries, self._hashes, self._offsets):
             os.close(fd)
+        if self.writers is not None:
+            self.writers.close()
 
     def unlock(self) -> None:
         """Let others open the log, though somebody may still read from here."""

@@ -24,12 +24,14 @@ from kachery_p2p.errors import (
     ProofError,
     ProtocolError,
 )
+from kachery_p2p.feeds.bucket_looking import BucketLooking
+from kachery_p2p.feeds.bucket_member import BucketMember, Places
 from kachery_p2p.feeds.fetching import Fetching
 from kachery_p2p.feeds.forks import settle_doubt
 from kachery_p2p.feeds.permits import Permits, wait_for_turn
 from kachery_p2p.feeds.replica import Standing, UnprovableError
 from kachery_p2p.feeds.spreading import Spreading
-from kachery_p2p.feeds.subfeed import Source, Subfeed
+from kachery_p2p.feeds.subfeed import Source, Subfeed, Teller
 from kachery_p2p.feeds.subfeeds import Subfeeds
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.limits import (
@@ -70,13 +72,20 @@ class Following:
     """The subfeeds that this node follows, and what it hears of them and of its own."""
 
     def __init__(
-        self, sessions: Sessions, permits: Permits, subfeeds: Subfeeds, spreading: Spreading
+        self,
+        sessions: Sessions,
+        permits: Permits,
+        subfeeds: Subfeeds,
+        spreading: Spreading,
+        places: Places | None = None,
     ) -> None:
+        """`places`: buckets, which are asked too while their feeds' authors are away."""
         self._sessions = sessions
         self._permits = permits
         self._subfeeds = subfeeds
         self._spreading = spreading
         self._fetching = Fetching(self._spreading.spread, self._ask_later)
+        self.buckets = BucketLooking(places, sessions, subfeeds, self.ask)
         self._talks: dict[Session, _Talk] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -84,6 +93,7 @@ class Following:
         """Ask whoever comes, for ever."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self.buckets.run)
             task_status.started()
             try:
                 while True:
@@ -99,7 +109,8 @@ class Following:
         return self._fetching
 
     def look_for(self, names: Collection[SubfeedName]) -> None:
-        """Ask all who are connected about these subfeeds."""
+        """Ask all who are connected about these subfeeds, and the buckets."""
+        self.buckets.look_for(names)
         for session, talk in self._talks.items():
             for name in names:
                 self._expect(name, session)
@@ -164,21 +175,22 @@ class Following:
                 subfeed.asking.discard(session)
                 subfeed.tell_changed()
 
-    def _ask_later(self, subfeed: Subfeed, session: Session) -> None:
+    def _ask_later(self, subfeed: Subfeed, session: Teller) -> None:
         """A member failed: it may do better after a rest."""
 
         async def ask() -> None:
             await trio.sleep(FEED_REST_S)
-            talk = self._talks.get(session)
+            talk = self._talks.get(session) if isinstance(session, Session) else None
             if talk is not None:
                 talk.add([subfeed.name])
 
-        if self._nursery is not None:
+        # A bucket is asked again by itself.
+        if self._nursery is not None and isinstance(session, Session):
             self._nursery.start_soon(ask)
 
     # --- asking --------------------------------------------------------------------------------
 
-    async def ask(self, session: Session, subfeed: Subfeed, *, follow: bool = True) -> bool:
+    async def ask(self, session: Teller, subfeed: Subfeed, *, follow: bool = True) -> bool:
         """Ask a member what it knows of a subfeed, in each common channel; True if it answered.
 
         Raises PeerErrors other than refusals, and what keeps the answer from being kept.
@@ -194,7 +206,7 @@ class Following:
                 continue
         return answered
 
-    async def _ask_in(self, session: Session, subfeed: Subfeed, channel: str, follow: bool) -> None:
+    async def _ask_in(self, session: Teller, subfeed: Subfeed, channel: str, follow: bool) -> None:
         for _ in range(_TRIES):
             asked = subfeed.replica.best
             known = Told(asked, subfeed.replica.log.fork, subfeed.replica.tombstones).known
@@ -224,9 +236,9 @@ class Following:
             raise ProtocolError(f"what it told of a feed is wrong: {error}")
         finally:
             self._pass_on(subfeed, ending)
-        if session in self._talks:
+        if isinstance(session, BucketMember) or session in self._talks:
             subfeed.note_source(source, standing)
-        if told.head is not None and standing is Standing.AGREES:
+        if isinstance(session, Session) and told.head is not None and standing is Standing.AGREES:
             self._spreading.note_known(subfeed.name, session, told.head.size)
         if standing is not Standing.NONE:
             await self._permits.note_copy(subfeed.name, source.channel)
@@ -251,7 +263,7 @@ class Following:
         if subfeed.replica.ending != ending:
             self.look_for([subfeed.name])
 
-    def _blame(self, subfeed: Subfeed, session: Session, error: KacheryError) -> None:
+    def _blame(self, subfeed: Subfeed, session: Teller, error: KacheryError) -> None:
         log.warning(
             "feed %s: node %s told what was not signed: %s",
             subfeed.name.feed[:16],

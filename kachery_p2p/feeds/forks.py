@@ -14,18 +14,17 @@ import trio
 
 from kachery_p2p.errors import LogFormatError, PeerTimeoutError, ProofError, ProtocolError
 from kachery_p2p.feeds.replica import Replica, UnprovableError
-from kachery_p2p.feeds.subfeed import Subfeed
+from kachery_p2p.feeds.subfeed import Subfeed, Teller
 from kachery_p2p.limits import FEED_FORK_S_MAX, REQUEST_S_MAX
 from kachery_p2p.log.heads import SignedHead
 from kachery_p2p.log.tree import HASH_BYTES, stored_place, subtrees
-from kachery_p2p.network.session import Session
 from kachery_p2p.wire.feed_messages import pack_numbers, unpack_hashes
 
 
 class _Witness(NamedTuple):
     """Who is asked for hashes of one side, and those that it gave."""
 
-    session: Session
+    session: Teller
     channel: str
     hashes: dict[int, bytes]
 
@@ -39,7 +38,7 @@ class _Missing(Exception):
         self.place = place
 
 
-async def settle_doubt(subfeed: Subfeed, session: Session, channel: str, head: SignedHead) -> bool:
+async def settle_doubt(subfeed: Subfeed, session: Teller, channel: str, head: SignedHead) -> bool:
     """Prove that `head`, which a peer showed, is of another history. True if that is new.
 
     ProtocolError if the peer lied; other PeerErrors if it cannot be told just now.

@@ -18,6 +18,7 @@ from kachery_p2p.errors import KacheryError, StateCorruptError
 from kachery_p2p.feeds.disk import make_directories, using
 from kachery_p2p.feeds.files import read_log_id, write_log_id
 from kachery_p2p.feeds.log_file import LogFile
+from kachery_p2p.feeds.writers import shut_for_good
 from kachery_p2p.limits import FEED_FILES_OPEN_MAX
 from kachery_p2p.log.heads import NAME_BYTES, LogId, Signer
 from kachery_p2p.store.durable import sync_directory
@@ -58,7 +59,11 @@ class LogFiles:
 
     def get(self, log: LogId) -> LogFile | None:
         """The log if it is here, as a copy unless it is open as an own one; None if not."""
-        return self.copy(log) if self._found(log) or self._is_here(log) else None
+        return self.copy(log) if self.has(log) else None
+
+    def has(self, log: LogId) -> bool:
+        """True if the log is here."""
+        return self._found(log) is not None or self._is_here(log)
 
     def known(self) -> Iterator[LogId]:
         """The logs that are here, in no order. One whose directory is damaged is left out."""
@@ -77,7 +82,8 @@ class LogFiles:
             path = self._path(log)
             aside = f"{self.directory}/{_DELETED}{os.urandom(8).hex()}"
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path, aside)
+                with shut_for_good(path):
+                    os.rename(path, aside)
                 sync_directory(os.path.dirname(path))
                 sync_directory(self.directory)
                 shutil.rmtree(aside)

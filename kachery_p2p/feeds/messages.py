@@ -11,7 +11,7 @@ the way parses it, so integers of any length and the order of keys arrive as the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kachery_p2p.errors import LogFormatError, MessageFormatError, MessageTooLargeError
@@ -50,8 +50,12 @@ def message_entries(texts: Iterable[str], time_ms: int) -> list[bytes]:
 
     That a text is JSON is for its author's program to see to.
     """
+    return encoded_entries(list(map(_encoded, texts)), time_ms)
+
+
+def encoded_entries(payloads: Sequence[bytes], time_ms: int) -> list[bytes]:
+    """The same, of texts that are UTF-8 already, and not too long."""
     start = _START.pack(ENTRY_VERSION, MESSAGE, time_ms)
-    payloads = list(map(_encoded, texts))
     return [start + len(payload).to_bytes(4, "big") + payload for payload in payloads]
 
 
@@ -87,6 +91,18 @@ def read_message(entry: bytes) -> Message:
             hint="upgrade kachery_p2p",
         )
     return Message(_decoded(payload), time_ms, kind)
+
+
+def read_messages(entries: Sequence[bytes]) -> list[Message]:
+    """The messages before one that cannot be read, which is raised if it comes first."""
+    found: list[Message] = []
+    try:
+        for entry in entries:
+            found.append(read_message(entry))
+    except MessageFormatError:
+        if not found:
+            raise
+    return found
 
 
 def _entry(kind: int, time_ms: int, payload: bytes) -> bytes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kachery_p2p.errors import ProofError, StateCorruptError
 from kachery_p2p.feeds import refusals
 from kachery_p2p.feeds.derived import Checkpoint
-from kachery_p2p.feeds.disk import FULL, read_small, sync_data, write_small
+from kachery_p2p.feeds.disk import NOT_WRITTEN, read_small, sync_data, write_small
 from kachery_p2p.feeds.files import OpenFiles
 from kachery_p2p.feeds.opening import Recovery
 from kachery_p2p.feeds.records import encode_record, entry_spans
@@ -20,8 +19,6 @@ from kachery_p2p.log.proofs import prove_consistency, verify_consistency
 from kachery_p2p.log.tree import Frontier, root_at
 from kachery_p2p.store.durable import write_all
 
-# After these a record was certainly not written as a whole.
-_NOT_WRITTEN = FULL | {errno.EFBIG}
 # A copy that grew by less since its last checkpoint is quickly read again.
 _CLOSING_CHECKPOINT_BYTES = 1 << 20
 
@@ -35,13 +32,16 @@ class Withdrawn(Exception):
 
 
 class OpenLog:
-    """The open files of the subfeed `log` at `path`. All changes are made by one at a time."""
+    """The open files of the subfeed `log` at `path`. All changes are made by one at a time.
 
-    def __init__(self, path: str, log: LogId, *, owned: bool) -> None:
+    For an own log there is `shared_log.SharedLog`, because others append to it too.
+    """
+
+    def __init__(self, path: str, log: LogId, *, owned: bool = False) -> None:
         """Open and mend them. StateCorruptError, ConfigError, FeedInUseError, OSError."""
         self.path = path
         self._owned = owned
-        self.files = OpenFiles(path)
+        self.files = OpenFiles(path, shared=owned)
         self._recovery = Recovery(path, log, self.files.entries, self.files.derived, owned)
         # None when what is derived can no longer be synced.
         self._checkpoint: Checkpoint | None
@@ -50,13 +50,16 @@ class OpenLog:
         # True when hashes and offsets were made of all entries since the files were opened.
         self.is_derived_anew = False
         try:
-            checkpoint = Checkpoint.decode(read_small(f"{path}/checkpoint"))
-            self.state = self._recovery.state(checkpoint)
-            valid = checkpoint.end <= self.state.end
-            self._checkpoint = checkpoint if valid else Checkpoint()
+            self._recover()
         except BaseException:
             self._release()
             raise
+
+    def _recover(self, synced: int | None = None) -> None:
+        checkpoint = Checkpoint.decode(read_small(f"{self.path}/checkpoint"))
+        self.state = self._recovery.state(checkpoint, synced=synced)
+        valid = checkpoint.end <= self.state.end
+        self._checkpoint = checkpoint if valid else Checkpoint()
 
     def write(
         self,
@@ -79,15 +82,16 @@ class OpenLog:
             self.files.derived.write(first, spans, stored)
         except OSError as error:
             raise Withdrawn(error) from error
-        self._write_record(record, end)
+        with self._stopping():
+            write_record(self.files.entries, record, end)
+            sync_data(self.files.entries)
         signed = head or self.state.signed
         self.state = self.state._replace(frontier=frontier, signed=signed, end=end + len(record))
-        if self._is_checkpoint_due():
-            self._save_checkpoint()
+        self._note_progress()
 
     def derive_anew(self) -> None:
         """Make hashes and offsets anew from the entries. StateCorruptError or OSError."""
-        self.state = self._recovery.state(Checkpoint(), self.state.end)
+        self.state = self._recovery.state(Checkpoint(), known=self.state.end)
         self.is_derived_anew = True
 
     def root_at(self, size: int) -> bytes:
@@ -115,35 +119,27 @@ class OpenLog:
         self.files.unlock()
         self.files.release()
 
-    def _write_record(self, record: bytes, end: int) -> None:
-        self.is_stopped = True  # unless all of what follows goes well
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Unless all goes well, or nothing has happened, nobody knows what is on the disk."""
+        self.is_stopped = True
         try:
-            write_all(self.files.entries, record, end)
-        except OSError as error:
-            if error.errno in _NOT_WRITTEN and self._is_cut(end):
-                self.is_stopped = False
-                raise Withdrawn(error) from error
-            raise refusals.stopped() from error
-        try:
-            sync_data(self.files.entries)
+            yield
+        except Withdrawn:
+            self.is_stopped = False
+            raise
         except OSError as error:
             raise refusals.stopped() from error
         self.is_stopped = False
 
-    def _is_cut(self, end: int) -> bool:
-        """True if what was written behind `end` is gone again."""
-        try:
-            os.ftruncate(self.files.entries, end)
-        except OSError:
-            return False
-        return True
-
-    def _is_checkpoint_due(self) -> bool:
+    def _note_progress(self) -> None:
+        """Save a checkpoint if it is time to."""
         last = self._checkpoint
-        return last is not None and (
+        if last is not None and (
             self.state.frontier.size - last.size >= FEED_CHECKPOINT_ENTRIES
             or self.state.end - last.end >= FEED_CHECKPOINT_BYTES
-        )
+        ):
+            self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
         """What is derived is on the disk; should that fail, the next opening takes longer."""
@@ -156,3 +152,14 @@ class OpenLog:
             self._checkpoint = checkpoint
         except OSError:
             self._checkpoint = None  # a second sync would succeed and mean nothing
+
+
+def write_record(entries: int, record: bytes, end: int) -> None:
+    """Write a record at the `end` of the entries. Withdrawn if nothing of it is there; OSError."""
+    try:
+        write_all(entries, record, end)
+    except OSError as error:
+        if error.errno in NOT_WRITTEN:
+            os.ftruncate(entries, end)
+            raise Withdrawn(error) from error
+        raise

@@ -6,6 +6,10 @@ is cut off. A whole record counts as signed, whether or not its writer lived to 
 is damaged (a bit has flipped) is passed over where the hashes know its entries, which are then
 found damaged when they are read; else an own log is refused, because what was signed may not
 be signed once more, and a copy is cut, because it can be fetched again.
+
+When programs append beside the node, a crash can leave several records half written: any of their
+pages may be missing, and reads as zeros. Those are cut off too, from the first that is not whole,
+unless a later record says that what is missing was on the disk when it was written.
 """
 
 from __future__ import annotations
@@ -16,15 +20,16 @@ from typing import NamedTuple
 
 from kachery_p2p.errors import HeadError, LogFormatError, StateCorruptError
 from kachery_p2p.feeds.derived import Checkpoint, Derived
-from kachery_p2p.feeds.disk import read_at, sync_data
-from kachery_p2p.feeds.records import HEADER_BYTES, Header, Span, decode_body
-from kachery_p2p.limits import RECORD_ENTRIES_MAX
+from kachery_p2p.feeds.disk import read_at, rewrite, sync_data
+from kachery_p2p.feeds.records import HEADER_BYTES, MAGIC, Header, Span, decode_body
+from kachery_p2p.feeds.tail import is_cut_short
+from kachery_p2p.limits import FEED_IN_FLIGHT_BYTES_MAX, RECORD_ENTRIES_MAX
 from kachery_p2p.log.entries import ENTRY_BYTES_MAX
 from kachery_p2p.log.heads import HEAD_BYTES, LogId, SignedHead
 from kachery_p2p.log.tree import Frontier, leaf_hash, root_at
-from kachery_p2p.store.durable import write_all
 
 _LENGTH_BYTES = 4
+# So many zeros in a row are in no record: a message is text, and fields are shorter.
 _UNWRITTEN_BYTES = 32
 _HINT = "delete the feed's copy, or restore its directory; then let it be fetched from a peer"
 
@@ -58,14 +63,21 @@ class Recovery:
         self._derived = derived
         self._owned = owned
         self._floor = 0
+        self._synced: int | None = None
+        self._length = 0
 
-    def state(self, checkpoint: Checkpoint, floor: int = 0) -> State:
+    def state(
+        self, checkpoint: Checkpoint, *, synced: int | None = None, known: int | None = None
+    ) -> State:
         """What the files come to, on disk. StateCorruptError or OSError.
 
-        An own log is never shorter than the `checkpoint` says, or than `floor`: what was signed
-        may not be signed once more.
+        `synced`: up to where all is on the disk, if others wrote since the computer started.
+        `known`: read so far only, all of which is there. An own log is never shorter than that,
+        or than the `checkpoint` says: what was signed may not be signed once more.
         """
-        self._floor = max(checkpoint.end, floor) if self._owned else 0
+        self._floor = max(checkpoint.end, known or 0) if self._owned else 0
+        self._synced = synced
+        self._length = os.fstat(self._entries).st_size if known is None else known
         if self._floor > os.fstat(self._entries).st_size:
             raise self._corrupt("the last of them are missing")
         if checkpoint != Checkpoint():
@@ -75,7 +87,7 @@ class Recovery:
         return self._state(Checkpoint())
 
     def _state(self, checkpoint: Checkpoint) -> State:
-        length = os.fstat(self._entries).st_size
+        length = self._length
         if checkpoint.end > length:
             raise self._corrupt("they are shorter than they were")
         frontier = Frontier.at(checkpoint.size, self._derived.read_hash)
@@ -149,15 +161,32 @@ class Recovery:
         os.ftruncate(self._entries, offset)
 
     def _is_torn(self, offset: int, length: int) -> bool:
-        header = Header.decode(read_at(self._entries, HEADER_BYTES, offset))
-        if header is None and length - offset < HEADER_BYTES:
-            return True
-        if header is not None and offset + HEADER_BYTES + header.body_bytes > length:
+        if is_cut_short(self._entries, offset, length):
             return True
         # The file can become longer before its bytes are on the disk. An own record ends with a
         # message or a signature, and neither with zeros.
         begin = max(offset, length - _UNWRITTEN_BYTES)
-        return not read_at(self._entries, length - begin, begin).strip(b"\0")
+        if not read_at(self._entries, length - begin, begin).strip(b"\0"):
+            return True
+        return self._is_unwritten(offset, length)
+
+    def _is_unwritten(self, offset: int, length: int) -> bool:
+        """True if pages are missing behind `offset`, and nothing says that they were there."""
+        if length - offset > FEED_IN_FLIGHT_BYTES_MAX:
+            return False
+        data = read_at(self._entries, length - offset, offset)
+        if bytes(_UNWRITTEN_BYTES) not in data:
+            return False
+        at = data.find(MAGIC)
+        while at >= 0:
+            header = Header.decode(data[at : at + HEADER_BYTES])
+            if header is not None and at - header.doubtful > 0:
+                start = at + HEADER_BYTES
+                body = data[start : start + header.body_bytes]
+                if decode_body(header, body, offset + at) is not None:
+                    return False
+            at = data.find(MAGIC, at + 1)
+        return True
 
     def _checked(self, frontier: Frontier, head: bytes | None) -> SignedHead | None:
         """The best head, which fits the entries. StateCorruptError if it does not.
@@ -183,13 +212,13 @@ class Recovery:
         return frontier.root if size == frontier.size else root_at(size, self._derived.read_hash)
 
     def _rewrite(self, last: int, end: int) -> None:
-        """The last record is on the disk, whatever became of the sync of it.
+        """What follows `last` is on the disk, whatever became of the sync of it.
 
         After a failed sync its pages look as if they had been written, and are not: so they
         are written once more. Nothing that follows can be, because its writer stopped there.
         """
-        if last < end:
-            write_all(self._entries, read_at(self._entries, end - last, last), last)
+        begin = last if self._synced is None else min(last, self._synced)
+        rewrite(self._entries, begin, end)
         sync_data(self._entries)
 
     def _corrupt(self, why: str) -> StateCorruptError:

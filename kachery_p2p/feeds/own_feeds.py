@@ -115,6 +115,15 @@ class OwnFeeds:
 
         await trio.to_thread.run_sync(unshare)
 
+    async def move_channel(self, old_id: str, new_id: str) -> None:
+        """What is served in a channel is served from now on in the one that continues it."""
+
+        def move() -> None:
+            self.register.move_channel(old_id, new_id)
+            self._permits.load()
+
+        await trio.to_thread.run_sync(move)
+
     async def delete(self, feed: FeedId) -> None:
         """Remove a feed from this node: an own one with its key, for good. UnknownFeedError."""
         is_own = self._permits.is_own(feed)

@@ -13,6 +13,7 @@ import trio
 from kachery_p2p.channels.permissions import PROVIDE, READ, WRITE
 from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.feeds import register as registers
+from kachery_p2p.feeds.bucket_member import BucketMember
 from kachery_p2p.feeds.register import Register
 from kachery_p2p.feeds.told import SubfeedName
 from kachery_p2p.limits import FEED_ROWS_MAX
@@ -55,7 +56,12 @@ class Permits:
             channels = await self._channels_of_copy(name)
         return channel in channels
 
-    def may_ask(self, session: Session, channel: str) -> bool:
+    def may_tell_own(self, session: Session, channel: str, name: SubfeedName) -> bool:
+        """The same for an own subfeed, which is known at once; False for another's."""
+        may_read = session.may(channel, READ) and self._sessions.may(channel, PROVIDE)
+        return may_read and channel in self._own.get(name.feed, ())
+
+    def may_ask(self, session: Session | BucketMember, channel: str) -> bool:
         """True if the peer may answer in the channel, and this node may be answered."""
         return session.may(channel, PROVIDE) and self._sessions.may(channel, READ)
 

@@ -2,17 +2,20 @@
 
     header    "kpfr" ‖ u32 flags ‖ u64 first ‖ u32 count ‖ u32 bytes of the entries
               ‖ u32 CRC-32 of the body ‖ u32 CRC-32 of the 28 bytes before          32 bytes
-    body      signed head 197, if flags is 1 (else 0) ‖ u32 length of each entry ‖ the entries
+    body      signed head 197, if flags is odd ‖ u32 length of each entry ‖ the entries
 
-`first` is the position of the first entry, so the records of a file count without a gap. An own
-log writes no head with its entries, because it can sign them again; in a copy it comes with the
-last entries under it, or in a record without entries when it is known before they are here.
-Integers are big-endian. The checksums only tell a record that a power cut left half written
-from a whole one: what entries are worth, the tree says.
+The other 31 bits of the flags say how many bytes right before the record were not known to be on
+the disk when it was written, because others were writing too: what is before those bytes was, so
+if it is damaged, no crash did it (`opening`). `first` is the position of the first entry, so the
+records of a file count without a gap. An own log writes no head with its entries, because it can
+sign them again; in a copy it comes with the last entries under it, or in a record without entries
+when it is known before they are here. Integers are big-endian. The checksums only tell a record
+that a power cut left half written from a whole one: what entries are worth, the tree says.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from itertools import accumulate
@@ -24,7 +27,9 @@ from kachery_p2p.log.entries import ENTRY_BYTES_MAX
 from kachery_p2p.log.heads import HEAD_BYTES
 
 MAGIC = b"kpfr"
-_NO_HEAD, _HEAD = 0, 1
+_HEAD = 1
+# What the flags can say; who would have to say more waits for the disk first.
+DOUBTFUL_BYTES_MAX = (1 << 31) - 1
 _FIELDS = struct.Struct(">4sIQIII")
 _CRC = struct.Struct(">I")
 HEADER_BYTES = _FIELDS.size + _CRC.size
@@ -45,6 +50,8 @@ class Header(NamedTuple):
     entry_count: int
     entries_bytes: int
     checksum: int
+    # Bytes before the record that were not known to be on the disk when it was written.
+    doubtful: int
 
     @property
     def end(self) -> int:
@@ -65,11 +72,11 @@ class Header(NamedTuple):
         _, flags, first, count, entries_bytes, checksum = _FIELDS.unpack_from(data)
         if _CRC.unpack_from(data, _FIELDS.size)[0] != crc32(data[: _FIELDS.size]):
             return None
-        if flags not in (_NO_HEAD, _HEAD) or first + count > LOG_ENTRIES_MAX:
+        if first + count > LOG_ENTRIES_MAX:
             return None
         if count > RECORD_ENTRIES_MAX or entries_bytes > RECORD_BYTES_MAX:
             return None
-        return cls(flags == _HEAD, first, count, entries_bytes, checksum)
+        return cls(bool(flags & _HEAD), first, count, entries_bytes, checksum, flags >> 1)
 
 
 class Body(NamedTuple):
@@ -80,12 +87,18 @@ class Body(NamedTuple):
     entries: list[bytes]
 
 
-def encode_record(first: int, entries: Sequence[bytes], head: bytes | None) -> bytes:
-    """The bytes of the record with these entries, and the signed head after them, if any."""
+def encode_record(
+    first: int, entries: Sequence[bytes], head: bytes | None, doubtful: int = 0
+) -> bytes:
+    """The bytes of the record with these entries, and the signed head after them, if any.
+
+    `doubtful`: how many bytes before it are not known to be on the disk.
+    """
     assert len(entries) <= RECORD_ENTRIES_MAX
+    assert 0 <= doubtful <= DOUBTFUL_BYTES_MAX
     lengths = list(map(len, entries))
     body = b"".join((head or b"", _lengths(len(lengths)).pack(*lengths), *entries))
-    flags = _NO_HEAD if head is None else _HEAD
+    flags = doubtful << 1 | (head is not None)
     entries_bytes = sum(lengths)
     assert entries_bytes <= RECORD_BYTES_MAX
     fields = _FIELDS.pack(MAGIC, flags, first, len(lengths), entries_bytes, crc32(body))
@@ -122,5 +135,6 @@ def _spans(lengths: Sequence[int], *, has_head: bool, offset: int) -> list[Span]
     return list(zip(ends, lengths, strict=False))
 
 
+@functools.lru_cache(maxsize=256)
 def _lengths(count: int) -> struct.Struct:
     return struct.Struct(f">{count}I")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from kachery_p2p.errors import (
     EntryDamagedError,
     FeedBehindError,
+    FeedEndedError,
+    FeedForkedError,
     FeedReadOnlyError,
     FeedRestoredError,
     FeedStoppedError,
 )
+from kachery_p2p.feeds.writers import Standing
 
 
 def read_only() -> FeedReadOnlyError:
@@ -34,6 +37,23 @@ def behind(known: int, here: int) -> FeedBehindError:
     return FeedBehindError(
         f"a copy of the feed with {known} messages exists, this one has {here}",
         hint="let it catch up; if both copies still write, stop one of them",
+    )
+
+
+def shut(standing: Standing) -> FeedBehindError | FeedForkedError | FeedEndedError:
+    """The same, and why else nobody may append, as far as it can be said without the node."""
+    if standing is Standing.FORKED:
+        return FeedForkedError(
+            "the feed's key has signed two histories",
+            hint="start the node, and see `kachery-p2p feed status`",
+        )
+    if standing is Standing.ENDED:
+        return FeedEndedError(
+            "the feed was ended", hint="start the node, which knows the feed that goes on"
+        )
+    return FeedBehindError(
+        "a longer copy of the feed exists",
+        hint="start the node, and let it catch up; if both copies still write, stop one of them",
     )
 
 

@@ -18,13 +18,15 @@ from kachery_p2p.content.hashes import ContentHash, FeedId
 from kachery_p2p.errors import (
     FeedReadOnlyError,
     FeedUnavailableError,
-    MessageFormatError,
     UnknownFeedError,
 )
 from kachery_p2p.feeds.appending import Appender
+from kachery_p2p.feeds.bucket_copies import FeedCopies
+from kachery_p2p.feeds.bucket_member import Places
 from kachery_p2p.feeds.following import Following
+from kachery_p2p.feeds.growth import Growth
 from kachery_p2p.feeds.log_file import LogFile
-from kachery_p2p.feeds.messages import Message, legacy_entry, message_entries, read_message
+from kachery_p2p.feeds.messages import Message, legacy_entry, message_entries, read_messages
 from kachery_p2p.feeds.own_feeds import OwnFeeds
 from kachery_p2p.feeds.permits import row
 from kachery_p2p.feeds.serving import Serving
@@ -32,7 +34,6 @@ from kachery_p2p.feeds.spreading import Spreading
 from kachery_p2p.feeds.subfeed import Source, Subfeed
 from kachery_p2p.feeds.submitting import Receiving, Submitted, Submitting
 from kachery_p2p.feeds.told import SubfeedName
-from kachery_p2p.feeds.tombstones import Tombstone
 from kachery_p2p.feeds.waiting import Waiting
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
@@ -73,12 +74,20 @@ class SubfeedInfo(NamedTuple):
 class FeedService(OwnFeeds):
     """The feeds of one node. Use it inside `running`."""
 
-    def __init__(self, config_dir: str, node_id: NodeId, sessions: Sessions) -> None:
+    def __init__(
+        self, config_dir: str, node_id: NodeId, sessions: Sessions, places: Places | None = None
+    ) -> None:
         super().__init__(config_dir, sessions)
         self._node_id = node_id
         self._appender = Appender()
         self._spreading = Spreading(self._permits)
-        self._following = Following(sessions, self._permits, self._subfeeds, self._spreading)
+        self._following = Following(
+            sessions, self._permits, self._subfeeds, self._spreading, places
+        )
+        self.buckets = self._following.buckets
+        self.copies = FeedCopies(self.register, self._subfeeds)
+        self._subfeeds.grown = self._log_has_grown
+        self._growth = Growth(config_dir, self._permits, self._subfeeds, self._spreading)
         self._waiting = Waiting(sessions, self._following)
         self._receiving = Receiving(self._permits, self._subfeeds, self.register, self._append)
         self._submitting = Submitting(node_id, self._find_owner)
@@ -103,12 +112,14 @@ class FeedService(OwnFeeds):
                 await nursery.start(self._appender.run)
                 await nursery.start(self._spreading.run)
                 await nursery.start(self._following.run)
+                await nursery.start(self._growth.run)
                 try:
                     yield
                 finally:
                     self._nursery = None
                     nursery.cancel_scope.cancel()
         finally:
+            self._subfeeds.hands.close()
             self._files.close()
             self.register.close()
 
@@ -142,7 +153,7 @@ class FeedService(OwnFeeds):
         """
         subfeed = await self._followed(SubfeedName(feed, name_hash))
         entries = await self._waiting.read(subfeed, first, count_max, bytes_max, wait_s)
-        return _messages_in(entries), subfeed.replica.size
+        return read_messages(entries), subfeed.replica.size
 
     async def is_public(self, feed: FeedId, name_hash: ContentHash) -> bool:
         """True if the subfeed is followed, or one of an own feed that is shared somewhere."""
@@ -192,6 +203,7 @@ class FeedService(OwnFeeds):
 
     def _look_again(self, subfeed: Subfeed) -> None:
         """Ask again for what nobody had: it may have been shared by now."""
+        self.buckets.look_now(subfeed)
         now = trio.current_time()
         if not subfeed.sources and not subfeed.asking and now >= subfeed.looked_at + FEED_REST_S:
             subfeed.looked_at = now
@@ -224,14 +236,9 @@ class FeedService(OwnFeeds):
         """End an own subfeed for good, and say which feed goes on. FeedReadOnlyError."""
         subfeed = await self._writable(SubfeedName(feed, name_hash), None)
 
-        def end() -> None:
-            log, key = subfeed.replica.log, self._subfeeds.key_of(feed)
-            assert key is not None
-            size, now_ms = log.size, time.time_ns() // 1_000_000
-            tombstone = Tombstone(log.log, size, log.root_at(size), successor, now_ms)
-            log.end(tombstone.signed(key))
-
-        await subfeed.work(end)
+        log = subfeed.replica.log
+        assert isinstance(log, LogFile)
+        await subfeed.work(log.finish, successor, time.time_ns() // 1_000_000)
         subfeed.tell_changed()
         self._spreading.spread(subfeed)
 
@@ -254,7 +261,8 @@ class FeedService(OwnFeeds):
             while self._subfeeds.needs_others(subfeed):
                 changed = subfeed.changed
                 self._following.catch_up(subfeed)
-                if not subfeed.asking and not subfeed.is_catching_up and self._sessions.settled:
+                asking = subfeed.asking or subfeed.asking_buckets or subfeed.is_catching_up
+                if not asking and self._sessions.settled:
                     return
                 with trio.move_on_after(FEED_LOOK_S):
                     await changed.wait()
@@ -264,11 +272,14 @@ class FeedService(OwnFeeds):
         assert isinstance(log, LogFile)
         first = await self._appender.append(log, entries)
         # Whoever waits may wait at another one, if this was not used for long.
-        subfeed = self._subfeeds.open_now(subfeed.name) or subfeed
+        self._log_has_grown(self._subfeeds.open_now(subfeed.name) or subfeed, first, entries)
+        return first
+
+    def _log_has_grown(self, subfeed: Subfeed, first: int, entries: Sequence[bytes]) -> None:
+        """These entries of an own subfeed are durable, whoever appended them."""
         subfeed.note_entries(first, entries)
         subfeed.tell_changed()
         self._spreading.spread(subfeed)
-        return first
 
     # --- writing by others ---------------------------------------------------------------------
 
@@ -360,21 +371,9 @@ class FeedService(OwnFeeds):
             tuple(dict.fromkeys(end.successor for end in ends if end.successor is not None)),
             replica.log.owned and replica.log.restored,
             replica.is_behind,
-            tuple(session.peer for session, s in subfeed.sources.items() if s.head is not None),
+            tuple(one.peer for one, source in subfeed.sources.items() if source.head is not None),
             self._spreading.count(subfeed.name),
         )
-
-
-def _messages_in(entries: Sequence[bytes]) -> list[Message]:
-    """The messages before one that cannot be read, which is raised if it comes first."""
-    found: list[Message] = []
-    try:
-        for entry in entries:
-            found.append(read_message(entry))
-    except MessageFormatError:
-        if not found:
-            raise
-    return found
 
 
 async def _any_of(events: Iterable[trio.Event]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import trio
 import trio.lowlevel
@@ -26,9 +27,10 @@ from kachery_p2p.limits import (
     FEED_RELAY_S,
     FEED_RELAYED_AT_ONCE,
     FEED_REST_S,
+    FEED_TOLD_NOW,
     REQUEST_S_MAX,
 )
-from kachery_p2p.network.session import Session
+from kachery_p2p.network.session import Asked, Session
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,14 @@ class _Follower:
         self.size = size
         self.ending: object = (None, ())
         self.is_told = False
+
+
+class _Telling(NamedTuple):
+    """News that are on their way to a follower, and what it knows when it has answered."""
+
+    asked: Asked
+    size: int
+    ending: object
 
 
 class Spreading:
@@ -114,9 +124,10 @@ class Spreading:
             return
         ending = subfeed.replica.ending
         waiting = False
-        for session, follower in self._unknowing(subfeed):
+        for number, (session, follower) in enumerate(self._unknowing(subfeed)):
             if subfeed.replica.log.owned or follower.ending != ending:
-                self._begin(subfeed, session, follower)
+                # Whoever appended waits while these are told.
+                self._begin(subfeed, session, follower, now=number < FEED_TOLD_NOW)
             else:
                 waiting = True
         if waiting and subfeed.name not in self._relaying:
@@ -147,14 +158,21 @@ class Spreading:
             if follower.size < size or follower.ending != ending:
                 yield session, follower
 
-    def _begin(self, subfeed: Subfeed, session: Session, follower: _Follower) -> None:
+    def _begin(
+        self, subfeed: Subfeed, session: Session, follower: _Follower, *, now: bool = False
+    ) -> None:
         if not follower.is_told and self._nursery is not None:
             follower.is_told = True
-            self._nursery.start_soon(self._tell, subfeed, session, follower)
+            telling = self._tell_now(subfeed, session, follower) if now else None
+            self._nursery.start_soon(self._tell, subfeed, session, follower, telling)
 
-    async def _tell(self, subfeed: Subfeed, session: Session, follower: _Follower) -> None:
+    async def _tell(
+        self, subfeed: Subfeed, session: Session, follower: _Follower, telling: _Telling | None
+    ) -> None:
         """Tell one follower until it knows all that is known here."""
         try:
+            if telling is not None:
+                await self._hear_answer(session, follower, telling)
             while self._is_behind(subfeed, session, follower):
                 if not await self._permits.may_tell(session, follower.channel, subfeed.name):
                     # It was removed from the channel, or the feed is not shared there any more.
@@ -173,6 +191,29 @@ class Spreading:
             log.warning("feed %s: cannot tell news: %s", subfeed.name.feed[:16], error)
         finally:
             follower.is_told = False
+
+    def _tell_now(self, subfeed: Subfeed, session: Session, follower: _Follower) -> _Telling | None:
+        """Send what is in memory of an own subfeed without waiting for a task's turn, if it can be.
+
+        A turn of the loop takes as long as making the message, and news would wait for several.
+        """
+        if not self._permits.may_tell_own(session, follower.channel, subfeed.name):
+            return None
+        ending, told = subfeed.replica.ending, _told_from_memory(subfeed, follower.size)
+        if told is None:
+            return None
+        body = {**subfeed.name.body(follower.channel), **told.news}
+        try:
+            asked = session.ask("feed news", body)
+        except PeerError:
+            # Its task finds out the same.
+            return None
+        return None if asked is None else _Telling(asked, _size_of(told), ending)
+
+    async def _hear_answer(self, session: Session, follower: _Follower, telling: _Telling) -> None:
+        await session.answer_to(telling.asked, REQUEST_S_MAX)
+        follower.ending = telling.ending
+        follower.size = max(follower.size, telling.size)
 
     async def _tell_once(self, subfeed: Subfeed, session: Session, follower: _Follower) -> None:
         ending = subfeed.replica.ending

@@ -9,6 +9,8 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from kachery_p2p.feeds.bucket_member import BucketMember
+from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.replica import Heard, Replica, Standing
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.identity.keys import NodeId
@@ -19,12 +21,14 @@ from kachery_p2p.wire.feed_messages import LENGTH_BYTES
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
+# Who can be asked about a subfeed.
+Teller = Session | BucketMember
 
 
 class Source:
     """A member that has the subfeed up to a head, and in which channel it told so."""
 
-    def __init__(self, session: Session, channel: str, head: SignedHead | None, own: bool) -> None:
+    def __init__(self, session: Teller, channel: str, head: SignedHead | None, own: bool) -> None:
         self.session = session
         self.channel = channel
         # The head it showed, which agrees with what is known here; None if it has no entries.
@@ -36,12 +40,16 @@ class Source:
 class Subfeed:
     """One subfeed, its replica, and the members that have it."""
 
-    def __init__(self, name: SubfeedName, replica: Replica) -> None:
+    def __init__(self, name: SubfeedName, replica: Replica, hands: Hands) -> None:
         self.name = name
         self.replica = replica
-        self.sources: dict[Session, Source] = {}
+        self._hands = hands
+        self.sources: dict[Teller, Source] = {}
         # Sessions that are to be asked, and those that said something which is looked into.
         self.asking: set[Session] = set()
+        # How many times its channels' buckets are being asked, and what was wrong with one.
+        self.asking_buckets = 0
+        self.bucket_fault: str | None = None
         # When all were asked again because nobody had it.
         self.looked_at = -inf
         self._looked_into: set[Session] = set()
@@ -56,18 +64,38 @@ class Subfeed:
         # The last entries that came, so that who waits for them need not read the disk.
         self._recent: tuple[int, Sequence[bytes]] = (0, ())
 
-    async def work(self, do: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        """What `do` returns, which works on the replica alone and in a thread."""
-        async with self._lock:
-            return await trio.to_thread.run_sync(do, *arguments)
+    async def work(
+        self,
+        do: Callable[[*Arguments], Result],
+        *arguments: *Arguments,
+        then: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """What `do` returns, which works on the replica alone and in a thread (`Hands.do`)."""
+        try:
+            # Nearly always: a lock that is waited for costs a turn of the loop.
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            return await self._hands.do(do, *arguments, then=then)
+        finally:
+            self._lock.release()
 
     async def hear(self, told: Told) -> Heard:
         """Take in what a peer told. HeadError or ProofError if it lies."""
-        size = self.replica.readable
-        heard = await self.work(self.replica.hear, told)
-        if heard.news:
-            if self.replica.readable > size and told.entries:
+        size, is_told = self.replica.readable, False
+
+        def tell_entries(heard: Heard) -> None:
+            nonlocal is_told
+            if heard.news and self.replica.readable > size and told.entries:
+                is_told = True
                 self.note_entries(told.base, told.entries)
+                self.tell_changed()
+
+        heard = await self.work(self.replica.hear, told, then=tell_entries)
+        if heard.news and not is_told:
+            # Of what came without entries whoever waits hears now and not before: who told it has
+            # them, which our caller notes before anybody else goes on.
             self.tell_changed()
         return heard
 
@@ -120,22 +148,30 @@ class Subfeed:
         """A member answered; it has entries if its head agrees with what is known."""
         usable = standing in (Standing.AGREES, Standing.FORKED)
         source.head = source.head if usable else None
-        self.sources[source.session] = source
+        known, self.sources[source.session] = self.sources.get(source.session), source
         self._tell_sources()
+        # Who tells news is a source already: whoever waits for them is not woken up twice.
+        if (
+            known is None
+            or known.own != source.own
+            or (known.head is None) != (source.head is None)
+        ):
+            self.tell_changed()
 
-    def drop_source(self, session: Session) -> None:
+    def drop_source(self, session: Teller) -> None:
         """A member is not to be asked for entries any more: it left, refused, or failed."""
         if self.sources.pop(session, None) is not None:
             self._tell_sources()
+            self.tell_changed()
 
-    def blame(self, session: Session, now: float) -> None:
+    def blame(self, session: Teller, now: float) -> None:
         """A member broke a rule: it is not heard about this subfeed for a while."""
         while len(self._blamed) >= PEERS_MAX:
             del self._blamed[next(iter(self._blamed))]
         self._blamed[session.peer] = now + FEED_BLAME_S
         self.drop_source(session)
 
-    def is_blamed(self, session: Session, now: float) -> bool:
+    def is_blamed(self, session: Teller, now: float) -> bool:
         """True while a member is not heard."""
         return self._blamed.get(session.peer, now) > now
 
@@ -146,13 +182,22 @@ class Subfeed:
         self.tell_changed()
 
     @property
+    def has_author(self) -> bool:
+        """True while somebody is connected who says that it can append."""
+        return any(source.own for source in self.sources.values())
+
+    @property
+    def is_waited_for(self) -> bool:
+        """True while somebody waits for news."""
+        return self._changed.statistics().tasks_waiting > 0
+
+    @property
     def is_unused(self) -> bool:
         """True if nothing is lost by forgetting what is in memory only."""
         busy = self._lock.locked() or self.submitting.locked() or self.is_catching_up
-        waited_for = self._changed.statistics().tasks_waiting
-        return not (busy or waited_for or self.sources or self.asking)
+        asking = self.asking or self.asking_buckets
+        return not (busy or self.is_waited_for or self.sources or asking)
 
     def _tell_sources(self) -> None:
         self.sources_changed.set()
         self.sources_changed = trio.Event()
-        self.tell_changed()

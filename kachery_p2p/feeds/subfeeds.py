@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
 from kachery_p2p.content.hashes import FeedId
+from kachery_p2p.errors import KacheryError
 from kachery_p2p.feeds import keys
+from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.keys import FeedKey
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
@@ -18,6 +21,11 @@ from kachery_p2p.feeds.told import SubfeedName
 from kachery_p2p.limits import FEED_IDLE_MAX
 from kachery_p2p.network.session import Session
 
+_log = logging.getLogger(__name__)
+
+# Pieces that who looks at a subfeed waits for; the rest comes afterwards.
+_TAKEN_MAX = 64
+
 
 class Subfeeds:
     """The subfeeds of the node whose keys lie below `config_dir`."""
@@ -26,11 +34,16 @@ class Subfeeds:
         self._config_dir = config_dir
         self._files = files
         self._register = register
+        # What works on the subfeeds' disks; to be closed when all of them are.
+        self.hands = Hands()
         self._open: dict[SubfeedName, Subfeed] = {}
         self._opening: dict[SubfeedName, trio.Event] = {}
         self._keys: dict[FeedId, tuple[FeedKey | None, bool]] = {}
         # Foreign subfeeds that are kept up to date; those lately asked for last.
         self.followed: dict[SubfeedName, None] = {}
+        # Called with entries of an own subfeed, and the position of the first, when they are
+        # durable: the one place that hears of everything that others appended.
+        self.grown: Callable[[Subfeed, int, Sequence[bytes]], None] = lambda *about: None
 
     def __iter__(self) -> Iterator[Subfeed]:
         return iter(tuple(self._open.values()))
@@ -65,18 +78,51 @@ class Subfeeds:
         while name in self._opening:
             await self._opening[name].wait()
         if name in self._open:
-            return self._open[name]
+            await self._take_in_all(self._open[name])
+            return self._open.get(name) or await self._opened(name, find)
         done = self._opening[name] = trio.Event()
         try:
             log = await trio.to_thread.run_sync(find, name)
             if log is None:
                 return None
             self._forget_idle()
-            self._open[name] = Subfeed(name, Replica(log))
+            self._open[name] = Subfeed(name, Replica(log), self.hands)
             return self._open[name]
         finally:
             del self._opening[name]
             done.set()
+
+    @staticmethod
+    def has_grown(subfeed: Subfeed) -> bool:
+        """True if programs have appended to it what is not taken in yet."""
+        log = subfeed.replica.log
+        return isinstance(log, LogFile) and log.has_grown()
+
+    async def take_in(self, subfeed: Subfeed) -> bool:
+        """Take in what programs have appended to an own subfeed, some of it; False if nothing was.
+
+        Raises what `LogFile.absorb` does.
+        """
+        log = subfeed.replica.log
+        if not isinstance(log, LogFile) or not log.has_grown():
+            return False
+
+        def tell(taken: tuple[int, list[bytes]]) -> None:
+            if taken[1]:
+                self.grown(subfeed, *taken)
+
+        return bool((await subfeed.work(log.absorb, then=tell))[1])
+
+    async def _take_in_all(self, subfeed: Subfeed) -> None:
+        """The same for who is about to look at it: all that was there when it was asked for."""
+        for _ in range(_TAKEN_MAX):
+            try:
+                if not await self.take_in(subfeed):
+                    return
+            except KacheryError as error:
+                # What was there before can be had all the same; appending says what is wrong.
+                _log.debug("feed %s: %s", subfeed.name.feed[:16], error)
+                return
 
     def close(self, name: SubfeedName) -> None:
         """Forget the subfeed: it is deleted, or its key has come."""
@@ -120,9 +166,8 @@ class Subfeeds:
         return self._files.own(name.log, key, away=away)
 
     def _found(self, name: SubfeedName) -> LogFile | None:
-        if self._files.get(name.log) is None:
-            return None
-        return self._made(name)
+        # Not opened to see: as a copy, an own log would miss the heads that it need not have.
+        return self._made(name) if self._files.has(name.log) else None
 
     def _forget_idle(self) -> None:
         """Keep memory bounded: what is not used can be opened again."""

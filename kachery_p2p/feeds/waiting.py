@@ -99,15 +99,18 @@ class Waiting:
             return True
         if subfeed.replica.log.owned or subfeed.sources:
             return False
-        return bool(subfeed.asking) or not self._sessions.settled
+        asking = subfeed.asking or subfeed.asking_buckets
+        return bool(asking) or not self._sessions.settled
 
     def _refuse_if_unavailable(self, subfeed: Subfeed, first: int) -> None:
         replica = subfeed.replica
         if replica.log.owned or subfeed.sources:
             return
         if replica.best is None or first < replica.size:
+            fault = f" ({subfeed.bucket_fault})" if subfeed.bucket_fault else ""
             raise FeedUnavailableError(
-                f"no connected node has feed {subfeed.name.feed[:16]}, or from message {first} on",
+                f"no connected node has feed {subfeed.name.feed[:16]}, or from message {first}"
+                f" on{fault}",
                 hint="it can be read when its author, or a node that follows it, is online in a "
                 "channel where it is shared",
             )

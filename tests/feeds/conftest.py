@@ -14,8 +14,10 @@ import trio
 from trio.testing import MockClock
 
 from kachery_p2p.feeds.appending import Appender
+from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
+from tests.feeds.feed_buckets import BucketScene
 from tests.feeds.feed_nodes import FeedLab, feed_lab
 from tests.feeds.feed_parts import KEY, LOG
 
@@ -53,7 +55,7 @@ def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) ->
     A thread that stays in case that more is appended is at work only while somebody appends.
     """
     at_work = 0
-    in_thread, append = trio.to_thread.run_sync, Appender.append
+    in_thread, append, by_hand = trio.to_thread.run_sync, Appender.append, Hands.do
 
     @contextlib.contextmanager
     def working() -> Iterator[None]:
@@ -75,7 +77,12 @@ def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) ->
         with working():
             return await append(*args)
 
+    async def by_hand_at_work(*args: Any, **options: Any) -> Any:
+        with working():
+            return await by_hand(*args, **options)
+
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    monkeypatch.setattr(Hands, "do", by_hand_at_work)
     monkeypatch.setattr(Appender, "append", append_at_work)
     return autojump_clock
 
@@ -89,3 +96,12 @@ async def lab(virtual_clock: MockClock, quick_path: Path) -> AsyncIterator[FeedL
     """Nodes with feeds, in the simulated world."""
     async with feed_lab(quick_path) as made:
         yield made
+
+
+@pytest.fixture
+def scene_with_bucket(lab: FeedLab, tmp_path: Path) -> Iterator[BucketScene]:
+    """Nodes with feeds, in the simulated world, and a bucket."""
+    made = BucketScene(lab, tmp_path)
+    yield made
+    for book in made.books:
+        book.close()

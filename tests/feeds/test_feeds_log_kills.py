@@ -180,6 +180,7 @@ def test_a_batch_is_one_write_and_one_sync(own: LogFile, calls: list[str]) -> No
         "pwrite hashes",
         "pwrite offsets",
         "pwrite entries",
+        "pwrite writers",
         "fdatasync entries",
         "acknowledged",
     ]

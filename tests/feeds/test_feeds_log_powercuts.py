@@ -137,7 +137,7 @@ print(json.dumps(told))
 """
 
 
-def cut_power(path: Path, cycles: int, seed: int) -> dict[str, Any]:
+def cut_power(path: Path, cycles: int, seed: int, program: str = CUTS) -> dict[str, Any]:
     if os.geteuid() != 0:
         pytest.skip("only root can mount a disk to cut off")
     for tool in ("unshare", "mkfs.ext4", "mount", "truncate"):
@@ -145,7 +145,7 @@ def cut_power(path: Path, cycles: int, seed: int) -> dict[str, Any]:
             pytest.skip(f"{tool} is not installed")
     # In a mount namespace of its own, so that nothing stays mounted whatever happens.
     answer = subprocess.run(
-        ["unshare", "-m", sys.executable, "-c", CUTS, str(path), str(cycles), str(seed)],
+        ["unshare", "-m", sys.executable, "-c", program, str(path), str(cycles), str(seed)],
         capture_output=True,
         text=True,
     )

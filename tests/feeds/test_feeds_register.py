@@ -265,7 +265,7 @@ def test_only_so_many_logs_are_open_at_once(files: LogFiles) -> None:
         for log_file in logs:
             assert few.own(log_file.log, KEY) is log_file
             assert log_file.append(messages(1, number), 1) == number
-        assert len(os.listdir("/proc/self/fd")) <= before + 3 * 3
+        assert len(os.listdir("/proc/self/fd")) <= before + 3 * 4
     assert all(log_file.entries(0, 9, 999) == messages(3) for log_file in logs)
     few.close()
     assert len(os.listdir("/proc/self/fd")) == before

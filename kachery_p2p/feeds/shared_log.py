@@ -1,0 +1,262 @@
+"""An own subfeed whose files are open in the node, while programs of its user append to it too.
+
+Whoever appends writes one record behind the last one, alone, and syncs when others may go on; so
+a sync serves all who wrote before it, and nobody waits for the disk of another. The node takes in
+what others have written when it is told, or looks: it reads the records, syncs them itself, adds
+them to the tree, and only then shows or signs them. It says in `writers` when nobody may append
+any more, before it does anything that this depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from kachery_p2p.errors import FeedBusyError, StateCorruptError
+from kachery_p2p.feeds import refusals
+from kachery_p2p.feeds.disk import length_of, sync_data
+from kachery_p2p.feeds.opened import OpenLog, Withdrawn, write_record
+from kachery_p2p.feeds.opening import State
+from kachery_p2p.feeds.records import DOUBTFUL_BYTES_MAX, Span, encode_record, entry_spans
+from kachery_p2p.feeds.tail import is_cut_short, whole_records
+from kachery_p2p.feeds.writers import Shared, Standing, Writers
+from kachery_p2p.limits import FEED_TAKEN_BYTES, LOG_ENTRIES_MAX
+from kachery_p2p.log.heads import LogId, SignedHead
+from kachery_p2p.log.tree import Frontier, leaf_hashes
+
+
+class Overtaken(Exception):
+    """Others have appended meanwhile."""
+
+
+class SharedLog(OpenLog):
+    """The open files of the own subfeed `log` at `path`."""
+
+    def __init__(self, path: str, log: LogId) -> None:
+        """Open and mend them. Nobody else appends before `say` lets them. As `OpenLog`."""
+        # What is in the file, of which `state` is on the disk.
+        self._written = State()
+        # What was said last, should it not be there any more.
+        self._said = Standing.UNKNOWN
+        super().__init__(path, log, owned=True)
+
+    @property
+    def _writers(self) -> Writers:
+        assert self.files.writers is not None
+        return self.files.writers
+
+    def _recover(self, synced: int | None = None) -> None:
+        with self._writers:
+            shared = self._writers.read()
+            if shared is not None:
+                self._writers.write(shared._replace(standing=Standing.UNKNOWN))
+                synced = shared.synced
+            super()._recover(synced)
+            self._written = self.state
+            self._tell(Shared(Standing.UNKNOWN, 0, 0, 0))
+
+    def say(self, standing: Standing) -> None:
+        """Let others append, or say why they may not; a stopped log stays so. OSError."""
+        with self._writers:
+            self._say(standing)
+
+    @contextlib.contextmanager
+    def shut(self, standing: Standing) -> Iterator[None]:
+        """Alone, with all that others appended taken in; if all goes well, they may no more.
+
+        FeedBusyError, FeedStoppedError, StateCorruptError or OSError.
+        """
+        with self._writers:
+            before = self._look()
+            self._say(standing)
+            try:
+                # After a failure a sync would succeed and mean nothing.
+                if not self.is_stopped and self._take(before, LOG_ENTRIES_MAX):
+                    self._sync()
+                yield
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._say(before.standing)
+                raise
+
+    # --- growing --------------------------------------------------------------------------------
+
+    def absorb(self) -> list[bytes]:
+        """The next entries that others appended, which the log has by now; none if there are none.
+
+        FeedStoppedError, StateCorruptError, FeedBusyError or OSError.
+        """
+        if self.is_stopped:
+            return []
+        with self._telling_if_stopped():
+            with self._writers:
+                shared = self._look()
+            taken = self._take(shared, FEED_TAKEN_BYTES)
+            if taken:
+                self._sync()
+                self._note_progress()
+        return taken
+
+    def append(
+        self, entries: Sequence[bytes], sign: Callable[[Frontier], SignedHead] | None = None
+    ) -> int:
+        """The position of the first of the entries, which are on the disk when it returns.
+
+        With `sign` the head of all of them comes along. Raises as `write`, and FeedBusyError.
+        """
+        if length_of(self.files.entries) != self._written.end:
+            self.absorb()  # nearly all that there is, so that nobody has to wait for it
+        with self._telling_if_stopped():
+            with self._writers:
+                shared = self._look()
+                self._check_not_stopped(shared)
+                if self._take(shared, LOG_ENTRIES_MAX) and sign is not None:
+                    self._sync()  # only what is on the disk is signed
+                first = self._written.frontier.size
+                self._write(shared, entries, sign)
+            self._sync()
+        self._note_progress()
+        return first
+
+    def write(
+        self,
+        entries: Sequence[bytes],
+        frontier: Frontier,
+        stored: Sequence[bytes],
+        head: SignedHead | None,
+        standing: Standing | None = None,
+    ) -> None:
+        """As `OpenLog.write`; `standing` is that of the log with it, if it changes. Overtaken."""
+        with self._telling_if_stopped(), self._writers:
+            shared = self._look()
+            self._check_not_stopped(shared)
+            if shared.end != self.state.end:
+                raise Overtaken
+            if standing is not None:
+                self._say(standing)
+                shared = shared._replace(standing=standing)
+            super().write(entries, frontier, stored, head)
+            self._written = self.state
+            self._tell(shared)
+
+    def derive_anew(self) -> None:
+        """As `OpenLog.derive_anew`."""
+        super().derive_anew()
+        # What others appended since is taken in again.
+        self._written = self.state
+
+    # --- inside; all of these by who holds the lock ---------------------------------------------
+
+    def _look(self) -> Shared:
+        """Where the log ends by now. What a writer that was killed has not finished is cut off."""
+        written, entries = self._written, self.files.entries
+        shared = self._writers.read() or Shared(self._said, 0, 0, self.state.end)
+        if shared.end < written.end:
+            # It could not be said.
+            shared = shared._replace(size=written.frontier.size, end=written.end)
+        length = length_of(entries)
+        if length < shared.end:
+            raise self._corrupt("are fewer than they were")
+        if length == shared.end:
+            return shared
+        size, end = shared.size, shared.end
+        for record in whole_records(entries, size, end, length):
+            size, end = record.header.end, record.end
+        if end < length:
+            if not is_cut_short(entries, end, length):
+                raise self._corrupt(f"are damaged: the record at {end} is")
+            os.ftruncate(entries, end)
+        return shared._replace(size=size, end=end)
+
+    def _take(self, shared: Shared, bytes_max: int) -> list[bytes]:
+        """The entries that others wrote, `bytes_max` or a little more; they are not synced yet."""
+        frontier, signed, end = self._written
+        if shared.end == end:
+            return []
+        taken: list[bytes] = []
+        spans: list[Span] = []
+        records = whole_records(self.files.entries, frontier.size, end, shared.end)
+        for record in records:
+            taken += record.body.entries
+            spans += record.body.spans
+            end = record.end
+            if end - self._written.end >= bytes_max:
+                break
+        if end == self._written.end:
+            raise self._corrupt(f"are damaged: the record at {end} is")
+        extended, stored = frontier.extended(leaf_hashes(taken))
+        self.files.derived.write(frontier.size, spans, stored)
+        self._written = State(extended, signed, end)
+        return taken
+
+    def _write(
+        self,
+        shared: Shared,
+        entries: Sequence[bytes],
+        sign: Callable[[Frontier], SignedHead] | None,
+    ) -> None:
+        """Put a record into the file, to be synced. Withdrawn if nothing of it is there."""
+        frontier, signed, end = self._written
+        extended, stored = frontier.extended(leaf_hashes(entries))
+        head = None if sign is None else sign(extended)
+        synced = max(shared.synced, self.state.end)
+        if end - synced > DOUBTFUL_BYTES_MAX:
+            self._sync()
+            synced = end
+        encoded = None if head is None else head.encode()
+        record = encode_record(frontier.size, entries, encoded, end - synced)
+        spans = entry_spans(entries, has_head=head is not None, offset=end)
+        try:
+            # These first: should the disk be full, nothing has happened yet.
+            self.files.derived.write(frontier.size, spans, stored)
+        except OSError as error:
+            raise Withdrawn(error) from error
+        with self._stopping():
+            write_record(self.files.entries, record, end)
+        self._written = State(extended, head or signed, end + len(record))
+        self._tell(shared._replace(synced=synced))
+
+    def _sync(self) -> None:
+        """All that was taken or written is on the disk. FeedStoppedError."""
+        with self._stopping():
+            sync_data(self.files.entries)
+        self.state = self._written
+
+    def _tell(self, shared: Shared) -> None:
+        """Say where the log ends, as far as it is known here."""
+        size, end = self._written.frontier.size, self._written.end
+        synced = max(shared.synced, self.state.end)
+        # If it cannot be said, the next one who writes finds the record behind what is said.
+        with contextlib.suppress(OSError):
+            self._writers.write(Shared(shared.standing, size, end, synced))
+
+    def _say(self, standing: Standing) -> None:
+        shared = self._look()
+        if shared.standing is not Standing.STOPPED:
+            self._said = standing
+            self._writers.write(shared._replace(standing=standing))
+
+    def _check_not_stopped(self, shared: Shared) -> None:
+        # Others may have failed to sync. What is on the disk is found out when it is opened anew.
+        if self.is_stopped or shared.standing is Standing.STOPPED:
+            self.is_stopped = True
+            raise refusals.stopped()
+
+    @contextlib.contextmanager
+    def _telling_if_stopped(self) -> Iterator[None]:
+        """Not to be used by who holds the lock. Nobody appends any more when this node stopped."""
+        try:
+            yield
+        finally:
+            if self.is_stopped:
+                self._tell_stopped()
+
+    def _tell_stopped(self) -> None:
+        with contextlib.suppress(OSError, FeedBusyError, StateCorruptError), self._writers:
+            self._say(Standing.STOPPED)
+
+    def _corrupt(self, how: str) -> StateCorruptError:
+        return StateCorruptError(
+            f"the entries in {self.path} {how}", hint="restart the node, which looks at all of them"
+        )

@@ -1,0 +1,184 @@
+"""What all who append to an own subfeed share: a lock, and where the next record goes.
+
+The node appends, and so do the programs of its user, each by itself: this spares them the way to
+the node and back. Whoever writes holds the flock of the file `writers`, for some microseconds,
+and nobody waits for the disk with it. In the file lies what the next one needs:
+
+    "kpfw" ‖ u32 standing ‖ boot id 16 ‖ u64 size ‖ u64 end ‖ u64 synced ‖ u32 CRC-32    52 bytes
+
+size and end say where the next record begins; a writer that was killed may have left one more
+behind. Everything before `synced` is on the disk; so is what any writer's own sync covered. None
+of it is ever synced, because it is about the running system: after a restart of the computer,
+or of another computer, it says nothing, and the node looks at the entries again (`opening`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import struct
+import time
+from collections.abc import Iterator
+from enum import IntEnum
+from types import TracebackType
+from typing import NamedTuple
+from zlib import crc32
+
+from kachery_p2p.errors import FeedBusyError
+from kachery_p2p.limits import FEED_LOCK_PAUSE_S, FEED_LOCK_S_MAX
+from kachery_p2p.store.durable import write_all
+
+_FIELDS = struct.Struct(">4sI16sQQQ")
+_CRC = struct.Struct(">I")
+_BYTES = _FIELDS.size + _CRC.size
+_MAGIC = b"kpfw"
+_BOOT_BYTES = 16
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WAITS = frozenset((errno.EAGAIN, errno.EACCES))
+
+
+class Standing(IntEnum):
+    """Whether who holds the lock may append, and if not, why."""
+
+    OPEN = 0
+    # Only the node can tell: it is opening the subfeed.
+    UNKNOWN = 1
+    STOPPED = 2
+    RESTORED = 3
+    BEHIND = 4
+    FORKED = 5
+    ENDED = 6
+    GONE = 7
+
+
+class Shared(NamedTuple):
+    """What the file says. Only who holds the lock may believe it, and change it."""
+
+    standing: Standing
+    # How many entries there are, and where the next record begins.
+    size: int
+    end: int
+    # Up to where everything is known to be on the disk.
+    synced: int
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        standing, size, end, synced = self
+        data = _FIELDS.pack(_MAGIC, standing, boot_id(), size, end, synced)
+        return data + _CRC.pack(crc32(data))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Shared | None:
+        """What `data` says; None if that is nothing, or of another start of the computer."""
+        if len(data) != _BYTES or data[:4] != _MAGIC:
+            return None
+        _, standing, boot, size, end, synced = _FIELDS.unpack_from(data)
+        if _CRC.unpack_from(data, _FIELDS.size)[0] != crc32(data[: _FIELDS.size]):
+            return None
+        if boot != boot_id() or not any(boot) or standing not in _STANDINGS:
+            return None
+        return cls(Standing(standing), size, end, synced)
+
+
+_STANDINGS = frozenset(Standing)
+
+
+class Writers:
+    """The file `writers` of a subfeed, open as `descriptor`. `with` it: alone among all writers.
+
+    Of one thread at a time.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        # What was read or written last: mostly it still says the same.
+        self._last: tuple[bytes, Shared | None] = b"", None
+
+    def __enter__(self) -> None:
+        """FeedBusyError if others hold the lock for too long."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _WAITS:
+                raise
+            self._wait()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def read(self) -> Shared | None:
+        """What it says; None if that is nothing. OSError."""
+        data = os.pread(self._descriptor, _BYTES + 1, 0)
+        if data != self._last[0]:
+            self._last = data, Shared.decode(data)
+        return self._last[1]
+
+    def write(self, shared: Shared) -> None:
+        """Say this from now on. OSError."""
+        data = shared.encode()
+        write_all(self._descriptor, data, 0)
+        self._last = data, shared
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _wait(self) -> None:
+        # Not a flock that waits: it has no deadline. The lock is free most of the time, however
+        # many write, so who looks again soon gets it.
+        deadline = time.monotonic() + FEED_LOCK_S_MAX
+        pause_s = FEED_LOCK_PAUSE_S
+        while time.monotonic() < deadline:
+            time.sleep(pause_s)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in _WAITS:
+                    raise
+            pause_s = min(2 * pause_s, 10 * FEED_LOCK_PAUSE_S)
+        raise FeedBusyError(
+            f"another process has held the feed for {FEED_LOCK_S_MAX:.0f} s; nothing was appended",
+            hint="look for a program of yours that is stopped, or for a disk that hangs",
+        )
+
+
+@contextlib.contextmanager
+def shut_for_good(path: str) -> Iterator[None]:
+    """While what is in the directory `path` of a subfeed is deleted: nobody appends to it any more.
+
+    FeedBusyError or OSError.
+    """
+    try:
+        descriptor = os.open(f"{path}/writers", _OPEN)
+    except (FileNotFoundError, NotADirectoryError):
+        yield
+        return
+    writers = Writers(descriptor)
+    try:
+        with writers:
+            shared = writers.read()
+            if shared is not None:
+                writers.write(shared._replace(standing=Standing.GONE))
+            yield
+    finally:
+        writers.close()
+
+
+@functools.cache
+def boot_id() -> bytes:
+    """What tells this run of the computer from the one before; zeros where nothing does."""
+    try:
+        with open(_BOOT_ID, "rb") as file:
+            return bytes.fromhex(file.read(64).decode("ascii").strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(_BOOT_BYTES)

@@ -1,0 +1,106 @@
+"""Threads that work on the disk for feeds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from kachery_p2p.feeds.hands import Hands
+from kachery_p2p.limits import FEED_THREADS_MAX
+
+WAIT_S = 30
+
+
+@pytest.fixture
+def hands() -> Iterator[Hands]:
+    """Hands that are idle in the end."""
+    made = Hands()
+    before = set(threading.enumerate())
+    yield made
+    made.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+async def test_what_is_done_in_a_thread_is_returned_or_raised(hands: Hands) -> None:
+    me = threading.get_ident()
+    assert await hands.do(threading.get_ident) != me
+    assert await hands.do(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await hands.do(divmod, 7, 0)
+
+
+async def test_whoever_is_woken_by_what_was_done_goes_on_before_the_one_who_asked(
+    hands: Hands,
+) -> None:
+    order, done = [], trio.Event()
+
+    async def reader() -> None:
+        await done.wait()
+        order.append("reader")
+
+    for _ in range(20):
+        order.clear()
+        done = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await hands.do(int, "7", then=lambda _: done.set()) == 7
+            order.append("who asked")
+        assert order == ["reader", "who asked"]
+
+
+async def test_a_mistake_in_what_follows_is_raised_where_it_was_asked_for(hands: Hands) -> None:
+    def fail(result: int) -> None:
+        raise ValueError(result)
+
+    with pytest.raises(ValueError, match="7"):
+        await hands.do(int, "7", then=fail)
+    assert await hands.do(int, "8") == 8
+
+
+async def test_what_was_begun_is_finished_before_who_asked_is_cancelled(hands: Hands) -> None:
+    begun, may_end = trio.Event(), threading.Event()
+    token, ended = trio.lowlevel.current_trio_token(), []
+
+    def work() -> None:
+        token.run_sync_soon(begun.set)
+        may_end.wait(WAIT_S)
+        ended.append(True)
+
+    async def ask(scope: trio.CancelScope) -> None:
+        with scope:
+            await hands.do(work)
+            await trio.lowlevel.checkpoint()
+        assert ended
+        assert scope.cancelled_caught
+
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, scope)
+        await begun.wait()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ended
+        may_end.set()
+
+
+async def test_threads_are_bounded_and_used_again(hands: Hands) -> None:
+    seen: set[int] = set()
+    together = threading.Barrier(FEED_THREADS_MAX)
+
+    def work() -> None:
+        seen.add(threading.get_ident())
+        together.wait(WAIT_S)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * FEED_THREADS_MAX):
+            nursery.start_soon(hands.do, work)
+    assert len(seen) == FEED_THREADS_MAX
+    for _ in range(3):
+        assert await hands.do(threading.get_ident) in seen
