@@ -39,7 +39,7 @@ class Piece(Protocol):
 class Copy:
     """A chunk in memory of its own."""
 
-    def __init__(self, number: int, data: bytes) -> None:
+    def __init__(self, number: int, data: bytes | memoryview) -> None:
         self.number = number
         self.data = data
 

@@ -19,8 +19,9 @@ from kachery_p2p.limits import (
     BATCH_WRITERS_MAX,
 )
 from kachery_p2p.store.blobs import BlobStore, Stored
-from kachery_p2p.store.grants import Grants
+from kachery_p2p.store.grants import FETCHED, Grants
 from kachery_p2p.store.shares import Share
+from kachery_p2p.store.verified import Verified
 
 
 class Arrived(NamedTuple):
@@ -63,26 +64,31 @@ class HeldBytes:
 class GroupWriter:
     """Writes groups of blobs; one for all loads of a node."""
 
-    def __init__(self, blobs: BlobStore, grants: Grants) -> None:
+    def __init__(self, blobs: BlobStore, grants: Grants, held: HeldBytes) -> None:
         self._blobs = blobs
+        self._held = held
         self._grants = grants
         self._places = trio.Semaphore(BATCH_WRITERS_MAX)
 
     async def write(self, group: Sequence[Arrived], tell: Tell) -> None:
         """Store and grant them, and tell of each; not to be stopped half-way."""
-        async with self._places:
-            with trio.CancelScope(shield=True):
-                outcomes = await trio.to_thread.run_sync(self._written, group)
+        try:
+            async with self._places:
+                with trio.CancelScope(shield=True):
+                    outcomes = await trio.to_thread.run_sync(self._written, group)
+        finally:
+            self._held.give_back(sum(len(arrived.data) for arrived in group))
         for arrived, outcome in zip(group, outcomes, strict=True):
             tell(arrived, outcome)
 
     def _written(self, group: Sequence[Arrived]) -> list[KacheryError | None]:
         try:
-            outcomes = list(self._blobs.put_many([arrived.data for arrived in group]))
+            verified = [Verified(arrived.content, arrived.data) for arrived in group]
+            outcomes = self._blobs.verified.put(verified)
             now = time.time()
             self._grants.keep(
                 [
-                    Share(arrived.content, (arrived.channel,), "fetched", now)
+                    Share(arrived.content, (arrived.channel,), FETCHED, now)
                     for arrived, outcome in zip(group, outcomes, strict=True)
                     if isinstance(outcome, Stored)
                 ]

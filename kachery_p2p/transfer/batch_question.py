@@ -40,6 +40,8 @@ class Question:
     def __init__(self, source: BatchSource, held: HeldBytes) -> None:
         self.source = source
         self._held = held
+        # The content whose bytes are looked at, or were wrong; None before any came.
+        self.judging: ContentHash | None = None
         self._kept = 0
         self._judged: deque[Judged] = deque()
 
@@ -75,6 +77,7 @@ class Question:
         def take(told: Sequence[Told]) -> None:
             try:
                 for one in told:
+                    self.judging = wanted[one.place][1]
                     self._judged.append(_judged(wanted[one.place], one))
             finally:
                 token.run_sync_soon(hand_over)

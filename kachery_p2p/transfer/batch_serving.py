@@ -1,8 +1,11 @@
-"""Giving many small blobs in one answer, each judged by itself at the moment it is given.
+"""Giving many small blobs in one answer, each judged by itself when its frame is made.
 
 Absent, not granted in the channel and not allowed to this member are one outcome, in the
 place of the content that was asked for; it stops no other. So a batch tells nobody more
 than as many single questions would.
+
+What is granted, and which file it was that was hashed, is looked up for as many contents
+at once as a frame is likely to hold.
 """
 
 from __future__ import annotations
@@ -14,11 +17,17 @@ from collections.abc import Callable
 
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import KacheryError, NotFoundError
-from kachery_p2p.limits import BATCH_FILL_S, BATCH_PIECES_BYTES_MAX, CHUNK_BYTES
+from kachery_p2p.limits import (
+    BATCH_FILL_S,
+    BATCH_LOOKED_UP_MAX,
+    BATCH_LOOKED_UP_MIN,
+    BATCH_PIECES_BYTES_MAX,
+    CHUNK_BYTES,
+)
 from kachery_p2p.network.bulk_serving import ServedBatch
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
-from kachery_p2p.store.objects import Opened
+from kachery_p2p.store.index import FileState
 from kachery_p2p.store.paths import blob_path
 from kachery_p2p.wire.batches import (
     BUSY,
@@ -32,6 +41,9 @@ from kachery_p2p.wire.batches import (
 
 log = logging.getLogger(__name__)
 
+# An open file and its size.
+_Open = tuple[int, int]
+
 
 class ServedBlobs(ServedBatch):
     """The answer to one question: told memory to fill, as often as there is more to say.
@@ -44,25 +56,26 @@ class ServedBlobs(ServedBatch):
         self, wanted: BulkBatch, blobs: BlobStore, grants: Grants, may_serve: Callable[[], bool]
     ) -> None:
         self._wanted = wanted
-        self._blobs = blobs
-        self._grants = grants
+        self._contents = [ContentHash.of_raw(name) for name in wanted.contents]
         self._may_serve = may_serve
+        self._blobs = blobs
+        self._lookup = _Lookup(self._contents, wanted.channel, blobs, grants)
         self._next = 0
         self._bytes_left = wanted.bytes_max
         self._full = False
         # Of the next content, when it did not fit what was to be filled.
-        self._waiting: Opened | int | None = None
+        self._waiting: _Open | int | None = None
 
     @property
     def finished(self) -> bool:
-        return self._full or self._next == len(self._wanted.contents)
+        return self._full or self._next == len(self._contents)
 
     def revoked(self) -> bool:
         return not self._may_serve()
 
     def close(self) -> None:
-        if isinstance(self._waiting, Opened):
-            self._waiting.close()
+        if isinstance(self._waiting, tuple):
+            os.close(self._waiting[0])
         self._waiting = None
 
     def fill(self, payload: memoryview) -> int:
@@ -70,6 +83,7 @@ class ServedBlobs(ServedBatch):
         assert not self.finished
         filled = 0
         send_at = time.monotonic() + BATCH_FILL_S
+        self._lookup.forget()
         while not self.finished and (written := self._write_next(payload[filled:])):
             filled += written
             if time.monotonic() > send_at:
@@ -78,19 +92,21 @@ class ServedBlobs(ServedBatch):
 
     def _write_next(self, payload: memoryview) -> int:
         """The bytes of the next piece; 0 if it has to wait for the next frame, or question."""
-        if self._waiting is None:
-            self._waiting = self._open(self._wanted.contents[self._next])
-        opened = self._waiting
-        size = opened.root_object.size if isinstance(opened, Opened) else 0
+        opened = self._open_next() if self._waiting is None else self._waiting
+        if isinstance(opened, int):
+            return self._tell(opened, payload)
+        descriptor, size = opened
         self._full = size > self._bytes_left
         if self._full or PIECE_BYTES + size > len(payload):
+            self._waiting = opened
             return 0
         self._waiting = None
-        if not isinstance(opened, Opened):
-            return self._tell(opened, payload)
-        with opened:
-            if not _is_read(opened.descriptor, payload[PIECE_BYTES : PIECE_BYTES + size]):
-                return self._tell(BUSY, payload)
+        try:
+            is_read = _is_read(descriptor, payload[PIECE_BYTES : PIECE_BYTES + size])
+        finally:
+            os.close(descriptor)
+        if not is_read:
+            return self._tell(BUSY, payload)
         self._bytes_left -= size
         return self._tell(BYTES, payload, size)
 
@@ -99,11 +115,22 @@ class ServedBlobs(ServedBatch):
         self._next += 1
         return PIECE_BYTES + size
 
-    def _open(self, name: bytes) -> Opened | int:
-        """The blob, or what to answer instead of its bytes."""
-        content = ContentHash.of_raw(name)
-        if not self._may_serve() or not self._grants.is_granted(content, self._wanted.channel):
+    def _open_next(self) -> _Open | int:
+        """The next blob, or what to answer instead of its bytes."""
+        number = self._next
+        if not self._may_serve() or not self._lookup.is_granted(number):
             return REFUSED
+        content = self._contents[number]
+        opened = self._blobs.known_files.open(content, self._lookup.state(number))
+        if opened is None:
+            return self._open_unknown(content)
+        if opened[1] > CHUNK_BYTES:
+            os.close(opened[0])
+            return LARGE
+        return opened
+
+    def _open_unknown(self, content: ContentHash) -> _Open | int:
+        """A blob that is not an object which was hashed before."""
         try:
             # A large one is not hashed here for the first time: that may take minutes.
             if self._is_large(content):
@@ -117,7 +144,7 @@ class ServedBlobs(ServedBatch):
         if opened.root_object.size > CHUNK_BYTES:
             opened.close()
             return LARGE
-        return opened
+        return opened.descriptor, opened.root_object.size
 
     def _is_large(self, content: ContentHash) -> bool:
         try:
@@ -126,6 +153,45 @@ class ServedBlobs(ServedBatch):
         except OSError:
             path = self._blobs.find(content)
             return path is not None and os.stat(path).st_size > CHUNK_BYTES
+
+
+class _Lookup:
+    """What is granted of the contents of a question, and known of their files: some at a time."""
+
+    def __init__(
+        self, contents: list[ContentHash], channel: str, blobs: BlobStore, grants: Grants
+    ) -> None:
+        self._contents = contents
+        self._channel = channel
+        self._blobs = blobs
+        self._grants = grants
+        self._granted: set[ContentHash] = set()
+        self._states: dict[ContentHash, FileState] = {}
+        # Those from `first` on, below `end`, were looked up, and so many were used.
+        self._first = self._end = self._used = 0
+
+    def forget(self) -> None:
+        """A new frame begins: what was looked up for the one before it is old."""
+        self._end = 0
+
+    def is_granted(self, number: int) -> bool:
+        if number >= self._end:
+            self._look_up(number)
+        self._used = number
+        return self._contents[number] in self._granted
+
+    def state(self, number: int) -> FileState | None:
+        """Of the file of a content that is granted."""
+        return self._states.get(self._contents[number])
+
+    def _look_up(self, number: int) -> None:
+        # As many as the last time were used; twice as many if all of them were.
+        count = 2 * max(1, self._used + 1 - self._first)
+        count = min(max(count, BATCH_LOOKED_UP_MIN), BATCH_LOOKED_UP_MAX)
+        self._first, self._end = number, number + count
+        some = self._contents[number : self._end]
+        self._granted = self._grants.granted_of(some, self._channel)
+        self._states = self._blobs.known_files.states(self._granted)
 
 
 def _is_read(descriptor: int, view: memoryview) -> bool:

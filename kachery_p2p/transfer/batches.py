@@ -6,18 +6,18 @@ its root if that is known; who sends others is asked for nothing more in this lo
 batches do not bring (large blobs, and what nobody had) is fetched one by one, as any load,
 so its errors say the same.
 
-Loads of the same content wait for each other, if they accept the same sources.
+Loads of the same content wait for each other, if they accept the same sources; what is
+being fetched by itself already is waited for there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import trio
 
-from kachery_p2p.content.hashes import ContentHash, Root
+from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import KacheryError, LoadTimeoutError, PeerRefusedError, StoreError
 from kachery_p2p.limits import (
     BATCH_LATE_S,
@@ -33,32 +33,20 @@ from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.batch_asking import BatchSource
+from kachery_p2p.transfer.batch_coming import Coming, Taken
 from kachery_p2p.transfer.batch_groups import Arrived, Grouping, GroupWriter, HeldBytes
 from kachery_p2p.transfer.batch_members import Members
 from kachery_p2p.transfer.batch_question import Judged, Question
 from kachery_p2p.transfer.batch_schedule import BatchSchedule
 from kachery_p2p.transfer.batch_singles import Singles
+from kachery_p2p.transfer.batch_wanted import Progress, Running, Wanted, look_for
+from kachery_p2p.transfer.liars import Liars, Lie
 from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.rounds import Announcements
 from kachery_p2p.transfer.suppliers import FAULTS, LIES
 from kachery_p2p.wire.batches import BYTES, LARGE
 
 log = logging.getLogger(__name__)
-
-
-class Wanted(NamedTuple):
-    """One of many contents, and its root if that is known."""
-
-    content: ContentHash
-    root: Root | None = None
-
-
-class Progress(NamedTuple):
-    """How far a load of many is: files that are here or failed, bytes that came, from whom."""
-
-    files: int
-    bytes: int
-    sources: tuple[str, ...]
 
 
 # Brings one content into the store, whatever it takes; raises the KacheryError of that load.
@@ -78,14 +66,23 @@ class Batches:
         grants: Grants,
         announcements: Announcements | None = None,
         bulk: Bulk | None = None,
+        liars: Liars | None = None,
+        is_loading: Callable[[ContentHash], bool] = lambda content: False,
     ) -> None:
+        """`liars`: who is not asked for anything, and is told of whom batches find out.
+
+        `is_loading`: whether a content is being fetched by itself, which a load then joins.
+        """
         self.sessions = sessions
         self.announcements = announcements
         self.blobs = blobs
-        self.writer = GroupWriter(blobs, grants)
         self.held = HeldBytes()
-        # What is being loaded, from which sources, and when that has ended.
-        self.coming: dict[tuple[ContentHash, Only], trio.Event] = {}
+        self.writer = GroupWriter(blobs, grants, self.held)
+        self.coming = Coming()
+        # In the order of their beginnings.
+        self.running: dict[object, Running] = {}
+        self.liars = Liars() if liars is None else liars
+        self.is_loading = is_loading
         self._link = link
         self._bulk = bulk
 
@@ -102,18 +99,30 @@ class Batches:
         In their order; what is stored is durable. `timeout_s` is how long nothing may come;
         `load_one` sees to that of its own.
         """
-        load = _Load(self, wanted, load_one, tell, only, timeout_s)
-        with one_error():
-            await load.run()
+        running = Running(len(wanted), trio.current_time())
+
+        def told(progress: Progress) -> None:
+            running.progress = progress
+            tell(progress)
+
+        load = _Load(self, wanted, load_one, told, only, timeout_s)
+        self.running[load] = running
+        try:
+            with one_error():
+                await load.run()
+        finally:
+            del self.running[load]
         return [load.outcomes[number] for number in range(len(wanted))]
 
-    def sources(self, but: set[Session], liars: set[str]) -> list[BatchSource]:
-        """The connected members but for these, in each channel in which they are members."""
+    def sources(self, but: set[Session], liars: set[str], only: Only) -> list[BatchSource]:
+        """The connected members in each channel, but these, and who lied there unless named."""
+        now = trio.current_time()
         return [
             BatchSource(session, self._link, channel, self._bulk)
             for session in self.sessions.all()
             if session not in but and session.peer not in liars
             for channel in sorted(session.channels)
+            if only.node == session.peer or self.liars.may_be_used(session.peer, channel, now)
         ]
 
 
@@ -165,45 +174,46 @@ class _Load:
                 await self._bring_mine()
                 await self._wait_for(others)
         finally:
-            # Of a load that was cancelled: nobody writes these any more.
+            # Of a load that was cancelled.
             self._node.held.give_back(self._grouping.bytes_waiting)
             for number in mine:
-                self._let_others_look(number)
+                self._node.coming.end(self._wanted[number].content, self._only)
 
     # --- shared with other loads ------------------------------------------------------------
 
-    def _claim(self) -> dict[int, trio.Event]:
-        """Take on what nobody is loading; the events of what others are."""
-        others: dict[int, trio.Event] = {}
+    def _claim(self) -> dict[int, Taken]:
+        """Take on what nobody is loading; what others are."""
+        others: dict[int, Taken] = {}
         for number, one in enumerate(self._wanted):
-            event = self._node.coming.get((one.content, self._only))
-            if event is None:
-                self._node.coming[one.content, self._only] = trio.Event()
+            taken = self._node.coming.take_on(one.content, self._only)
+            if taken is None:
                 self._open[number] = None
             else:
-                others[number] = event
+                others[number] = taken
         return others
 
-    async def _wait_for(self, others: dict[int, trio.Event]) -> None:
+    async def _wait_for(self, others: dict[int, Taken]) -> None:
         with trio.move_on_after(self._timeout_s) as waiting:
-            for event in others.values():
-                await event.wait()
-        for number, event in others.items():
-            if waiting.cancelled_caught and not event.is_set():
+            for taken in others.values():
+                await taken.wait()
+        for number, taken in others.items():
+            if waiting.cancelled_caught and not taken.ended:
                 self._end(number, self._too_late(number))
-        ended = [number for number, event in others.items() if event.is_set()]
+        ended = [number for number, taken in others.items() if taken.ended]
         for number in await self._missing([n for n in ended if n not in self.outcomes]):
             # Whoever took it on failed, and may have failed for a reason of its own.
             self._one_by_one(number)
 
-    def _let_others_look(self, number: int) -> None:
-        event = self._node.coming.pop((self._wanted[number].content, self._only), None)
-        if event is not None:
-            event.set()
+    def _join_single_loads(self) -> None:
+        """What is being fetched by itself is waited for there, and not asked for again."""
+        for number in list(self._open):
+            if self._node.is_loading(self._wanted[number].content):
+                self._one_by_one(number)
 
     # --- in batches -------------------------------------------------------------------------
 
     async def _bring_mine(self) -> None:
+        self._join_single_loads()
         with self._patience:
             self._be_patient()
             await self._by_batches()
@@ -242,7 +252,7 @@ class _Load:
         began = trio.current_time()
         sessions = self._node.sessions
         while True:
-            sources = self._node.sources(self._failed, self._liars)
+            sources = self._node.sources(self._failed, self._liars, self._only)
             found = Members(sources, self._only, self._node.announcements)
             if self._failed:
                 until = self._came_at + SOURCE_RETURN_S_MAX if self._may_return else 0.0
@@ -278,7 +288,7 @@ class _Load:
     async def _missing(self, numbers: list[int]) -> list[int]:
         """Those that are not in our store."""
         wanted = [self._wanted[number] for number in numbers]
-        found = await trio.to_thread.run_sync(self._look, wanted)
+        found = await trio.to_thread.run_sync(look_for, self._node.blobs, wanted)
         for number, is_here in zip(numbers, found, strict=True):
             if is_here:
                 self._end(number, None)
@@ -286,18 +296,6 @@ class _Load:
                 self._one_by_one(number)
         self._show()
         return [number for number, is_here in zip(numbers, found, strict=True) if is_here is False]
-
-    def _look(self, wanted: Sequence[Wanted]) -> list[bool | None]:
-        """Whether each is here; None for what takes a closer look than is taken here."""
-        blobs, found = self._node.blobs, list[bool | None]()
-        paths = blobs.find_each(content for content, _ in wanted)
-        for (content, root), path in zip(wanted, paths, strict=True):
-            if path is None:
-                found.append(False)
-            else:
-                known = blobs.known(content)
-                found.append(True if known and root in (None, known.root) else None)
-        return found
 
     async def _work(self, source: BatchSource) -> None:
         """Ask this source, as long as there is something to ask it for."""
@@ -324,13 +322,21 @@ class _Load:
             log.warning("source %s failed for many: %s", source.name, error)
             self._failed.add(source.session)
             if isinstance(error, LIES):
-                self._liars.add(source.node)
+                self._drop(question, str(error))
             elif not isinstance(error, PeerRefusedError):
                 self._may_return = True
             schedule.drop(source)
         finally:
             schedule.put_back(source, numbers)
             self._go_on()
+
+    def _drop(self, question: Question, what: str) -> None:
+        """Who lied is asked for nothing more; for a while by nobody, in that channel."""
+        source = question.source
+        self._liars.add(source.node)
+        content = question.judging or self._wanted[0].content
+        lie = Lie(source.node, source.name, source.channel, content, what, trio.current_time())
+        self._node.liars.note(lie)
 
     def _note(self, question: Question, judged: Iterable[Judged]) -> None:
         source = question.source
@@ -365,10 +371,7 @@ class _Load:
     # --- what became of each ----------------------------------------------------------------
 
     async def _write(self, group: Sequence[Arrived]) -> None:
-        try:
-            await self._node.writer.write(group, self._written)
-        finally:
-            self._node.held.give_back(sum(len(arrived.data) for arrived in group))
+        await self._node.writer.write(group, self._written)
         self._show()
 
     def _written(self, arrived: Arrived, error: KacheryError | None) -> None:
@@ -380,6 +383,7 @@ class _Load:
 
     def _one_by_one(self, number: int) -> None:
         self._open.pop(number, None)
+        self._node.coming.go_alone(self._wanted[number].content, self._only)
         self._singles.add(number)
 
     def _single_ended(self, number: int, error: KacheryError | None) -> None:
@@ -389,7 +393,7 @@ class _Load:
     def _end(self, number: int, error: KacheryError | None) -> None:
         self._open.pop(number, None)
         self.outcomes[number] = error
-        self._let_others_look(number)
+        self._node.coming.end(self._wanted[number].content, self._only)
 
     def _show(self) -> None:
         self._tell(Progress(len(self.outcomes), self._bytes, tuple(self._names)))

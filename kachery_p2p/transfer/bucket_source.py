@@ -1,11 +1,14 @@
-"""A bucket as one more source of chunks: several ranges at a time, handed on in order."""
+"""A bucket as one more source of chunks: several ranges at a time, each read by a thread.
+
+The thread verifies and writes what it reads, as that of a bulk connection does; trio is told
+of several chunks at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import trio
@@ -24,11 +27,19 @@ from kachery_p2p.errors import (
     PeerRefusedError,
     PeerTimeoutError,
 )
-from kachery_p2p.limits import BUCKET_READS_MAX, CHUNK_BYTES, REQUEST_S_MAX, STALL_S_MAX
-from kachery_p2p.network.bulk_asking import BulkConnection
+from kachery_p2p.limits import (
+    BUCKET_READS_MAX,
+    CHUNK_BYTES,
+    RANGE_CHUNKS_MAX,
+    REQUEST_S_MAX,
+    STALL_S_MAX,
+)
 from kachery_p2p.network.session import one_error
+from kachery_p2p.transfer.assembly import Copy
 from kachery_p2p.transfer.buckets import Buckets, Kept
+from kachery_p2p.transfer.ranged import Ranged, Sink
 from kachery_p2p.transfer.sources import Deliver
+from kachery_p2p.wire.bulk_messages import BulkRange
 
 
 class BucketSource:
@@ -60,9 +71,9 @@ class BucketSource:
         start, end = page_span(self._size, number)
         return await self._tables(content, root, start, end)
 
-    async def bulk(self) -> BulkConnection | None:
-        """None: a bucket has no bulk plane."""
-        return None
+    async def bulk(self) -> Ranged:
+        """What reads it by threads: there is no other way."""
+        return _Reads(self._place, self._size, self._buckets)
 
     async def pull(
         self,
@@ -71,31 +82,8 @@ class BucketSource:
         next_range: Callable[[], range | None],
         deliver: Deliver,
     ) -> None:
-        """As of any source; up to BUCKET_READS_MAX ranges are under way."""
-        reading: deque[_Reading] = deque()
-        with one_error():
-            async with trio.open_nursery() as nursery:
-                while True:
-                    while len(reading) < BUCKET_READS_MAX:
-                        asked = next_range()
-                        if asked is None:
-                            break
-                        reading.append(_Reading(self._place, content, self._size, asked))
-                        nursery.start_soon(reading[-1].run, self._buckets)
-                    if not reading:
-                        return
-                    first = reading.popleft()
-                    for number in first.chunks:
-                        await deliver(self, number, await self._chunk(first, content))
-
-    async def _chunk(self, reading: _Reading, content: ContentHash) -> bytes:
-        try:
-            data = await reading.next_chunk()
-        except BucketError as error:
-            self._buckets.forget(self._place, content)
-            raise as_peer_error(error) from None
-        self._buckets.worked(self._place)
-        return data
+        """Never called: `bulk` has what a bucket is asked by."""
+        raise AssertionError("a bucket is no stream")
 
     async def _tables(self, content: ContentHash, root: Root, start: int, end: int) -> bytes:
         try:
@@ -118,71 +106,125 @@ def as_peer_error(error: BucketError) -> PeerError:
     return kind(str(error), hint=error.hint)
 
 
-class _Reading:
-    """One range on its way: a thread reads, trio takes chunk after chunk."""
+class _Reads:
+    """Ranges of one object, as many at once as keep a server far away busy."""
 
-    def __init__(self, place: Readable, content: ContentHash, size: int, chunks: range) -> None:
-        self.chunks = chunks
+    # No fault of a bucket ends it for good: the next range is another request.
+    error: PeerError | None = None
+    range_chunks = RANGE_CHUNKS_MAX
+    pipelined = BUCKET_READS_MAX
+
+    def __init__(self, place: Readable, size: int, buckets: Buckets) -> None:
+        self._place = place
+        self._size = size
+        self._buckets = buckets
+
+    async def fetch(self, wanted: BulkRange, sink: Sink, *, urgent: bool = False) -> None:
+        """As `BulkConnection.fetch`; a thread each."""
+        content = ContentHash.of_raw(wanted.content)
+        chunks = range(wanted.first, wanted.end)
+        reading = _Reading(self._place, content, self._size, chunks, sink)
+        try:
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(reading.give_up_when_stalled)
+                    await self._buckets.run(reading.read)
+                    nursery.cancel_scope.cancel()
+        except BucketError as error:
+            self._buckets.forget(self._place, content)
+            raise as_peer_error(error) from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await reading.leave()
+        self._buckets.worked(self._place)
+
+
+class _Reading:
+    """One range on its way, in a thread."""
+
+    def __init__(
+        self, place: Readable, content: ContentHash, size: int, chunks: range, sink: Sink
+    ) -> None:
+        self._chunks = chunks
         self._place = place
         self._content = content
         self._size = size
-        self._ready: deque[bytes] = deque()
-        self._error: BucketError | None = None
-        self._given_up = False
-        self._changed = trio.Event()
-        # When something came last, on a clock that the thread can read; waiting for a thread is
-        # nobody's fault.
-        self._moved_at = math.inf
+        self._sink = sink
+        self._token = trio.lowlevel.current_trio_token()
+        self._lock = threading.Lock()
+        self._left = False
+        self._in_sink = False
+        self._out_of_sink = trio.Event()
+        # When something came last, on a clock that the thread can read; None while nobody reads:
+        # waiting for a thread, or for the disk, is not the server's fault.
+        self._moved_at: float | None = None
 
-    async def run(self, buckets: Buckets) -> None:
-        token = trio.lowlevel.current_trio_token()
-
-        def hand_on(chunk: bytes) -> None:
-            self._ready.append(chunk)
-            self._tell()
-
-        def read() -> None:
-            self._moved_at = time.monotonic()
-            # A node that stops does not wait for the thread.
-            with contextlib.suppress(trio.RunFinishedError):
-                for chunk in self._chunks():
-                    token.run_sync_soon(hand_on, chunk)
-
+    def read(self) -> None:
+        """In a thread: hand every chunk to the sink. Raises BucketErrors, and what that raises."""
         try:
-            await buckets.run(read)
-        except BucketError as error:
-            self._error = error
-            self._tell()
+            self._moved_at = time.monotonic()
+            for number, data in zip(self._chunks, self._read_chunks(), strict=True):
+                if not self._hand_on(Copy(number, data)):
+                    return
         finally:
-            self._given_up = True
+            self._moved_at = None
 
-    async def next_chunk(self) -> bytes:
-        while not self._ready:
-            if self._error is not None:
-                raise self._error
-            changed = self._changed
-            with trio.move_on_after(STALL_S_MAX):
-                await changed.wait()
-            # The server's retries begin anew, once.
-            if time.monotonic() - self._moved_at > 2 * STALL_S_MAX:
+    def _hand_on(self, chunk: Copy) -> bool:
+        """False if nobody wants it any more."""
+        if not self._enter_sink():
+            return False
+        self._moved_at = None
+        try:
+            self._sink(chunk)
+        finally:
+            self._leave_sink()
+        self._moved_at = time.monotonic()
+        return True
+
+    def _enter_sink(self) -> bool:
+        with self._lock:
+            self._in_sink = not self._left
+            return self._in_sink
+
+    def _leave_sink(self) -> None:
+        with self._lock:
+            self._in_sink = False
+            if self._left:
+                # A node that has stopped does not wait for the thread.
+                with contextlib.suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._out_of_sink.set)
+
+    async def leave(self) -> None:
+        """No chunk reaches the sink any more when this returns."""
+        with self._lock:
+            self._left, in_sink = True, self._in_sink
+        if in_sink:
+            await self._out_of_sink.wait()
+
+    async def give_up_when_stalled(self) -> None:
+        """Raises PeerTimeoutError. The server's retries begin anew, once."""
+        while True:
+            await trio.sleep(STALL_S_MAX / 2)
+            moved_at = self._moved_at
+            if moved_at is not None and time.monotonic() - moved_at > 2 * STALL_S_MAX:
                 raise PeerTimeoutError(f"sent nearly nothing for {2 * STALL_S_MAX:g} s")
-        return self._ready.popleft()
 
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    def _chunks(self) -> Iterator[bytes]:
-        start = self.chunks.start * CHUNK_BYTES
-        end = min(self.chunks.stop * CHUNK_BYTES, self._size)
-        lengths = iter([chunk_length(self._size, number) for number in self.chunks])
-        length, buffer = next(lengths), bytearray()
+    def _read_chunks(self) -> Iterator[memoryview]:
+        """Each piece is copied once, to its place in a chunk."""
+        start = self._chunks.start * CHUNK_BYTES
+        end = min(self._chunks.stop * CHUNK_BYTES, self._size)
+        lengths = iter([chunk_length(self._size, number) for number in self._chunks])
+        chunk, at = memoryview(bytearray(next(lengths))), 0
+        if not len(chunk):
+            yield chunk
+            return
         for piece in self._place.read(self._content, start, end):
             self._moved_at = time.monotonic()
-            if self._given_up:
-                return
-            buffer += piece
-            while len(buffer) >= length:
-                yield bytes(buffer[:length])
-                del buffer[:length]
-                length = next(lengths, end + 1)
+            rest = memoryview(piece)
+            while len(rest):
+                count = min(len(rest), len(chunk) - at)
+                chunk[at : at + count], rest = rest[:count], rest[count:]
+                at += count
+                if at == len(chunk):
+                    yield chunk
+                    chunk, at = memoryview(bytearray(next(lengths, 0))), 0

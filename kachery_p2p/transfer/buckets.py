@@ -15,7 +15,7 @@ import trio
 
 from kachery_p2p.bucket.reading import Meta, Readable
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.errors import BucketBusyError, KacheryError
+from kachery_p2p.errors import BucketBusyError, BucketEncryptionError, KacheryError
 from kachery_p2p.limits import (
     BUCKET_FOUND_S,
     BUCKET_KNOWN_MAX,
@@ -65,7 +65,13 @@ class Buckets:
         """These are the buckets from now on, by channel id."""
         self._places = {channel: tuple(some) for channel, some in places.items() if some}
         nodes = {place.node for some in self._places.values() for place in some}
-        self._states = {node: self._states.get(node, _State()) for node in nodes}
+        # What only the settings kept from working is tried at once.
+        known = {
+            node: state
+            for node, state in self._states.items()
+            if not isinstance(state.problem, BucketEncryptionError)
+        }
+        self._states = {node: known.get(node, _State()) for node in nodes}
         self._known.clear()
 
     async def be_current(self) -> None:
@@ -79,6 +85,10 @@ class Buckets:
     def names(self, only: Only) -> list[str]:
         """How people know those that a call with this restriction may use."""
         return [place.name for place, _ in self._allowed(only)]
+
+    def of_channels(self) -> list[tuple[Readable, str]]:
+        """Each, and the id of its channel."""
+        return [(place, channel) for channel, some in self._places.items() for place in some]
 
     def _allowed(self, only: Only) -> list[tuple[Readable, str]]:
         return [
@@ -110,7 +120,7 @@ class Buckets:
         self, place: Readable, channel: str, content: ContentHash, told: list[Kept]
     ) -> None:
         meta = self._remembered(place, content)
-        if meta is False and not self._rests(place):
+        if meta is False and not self.rests(place):
             try:
                 meta = await self.run(lambda: place.look(content))
             except KacheryError as error:
@@ -142,7 +152,8 @@ class Buckets:
 
     # --- how they are -------------------------------------------------------------------------
 
-    def _rests(self, place: Readable) -> bool:
+    def rests(self, place: Readable) -> bool:
+        """True while it is left alone, because it failed."""
         state = self._states.get(place.node)
         return state is not None and trio.current_time() < state.rest_until
 

@@ -29,7 +29,6 @@ from kachery_p2p.errors import (
     InvalidRangeError,
     KacheryError,
     LoadFileError,
-    NotFoundError,
     PeerBusyError,
     RootMismatchError,
     UriInconsistentError,
@@ -38,11 +37,12 @@ from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.buckets import Buckets
+from kachery_p2p.transfer.calls import Call, Transfer
 from kachery_p2p.transfer.fetch import Fetch
 from kachery_p2p.transfer.liars import Liars, Lie
 from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.partial_serving import Offers, PassingOn
-from kachery_p2p.transfer.progress import Listeners, Snapshot, Tell, View
+from kachery_p2p.transfer.progress import Snapshot, Tell
 from kachery_p2p.transfer.small import is_small
 from kachery_p2p.transfer.sources import Claim, Holders, Source
 from kachery_p2p.transfer.suppliers import Suppliers
@@ -57,69 +57,6 @@ class Active(NamedTuple):
     content: ContentHash
     root: Root
     state: Snapshot
-
-
-class _Transfer:
-    """A running fetch, and who is told about it or answers for it."""
-
-    def __init__(
-        self, fetch: Fetch, suppliers: Suppliers, claims: list[Claim], node: str | None
-    ) -> None:
-        self.fetch = fetch
-        self.suppliers = suppliers
-        self.channel = claims[0].source.channel
-        # The one node it may use; None = anybody in the channel.
-        self.node = node
-        self.listeners = Listeners()
-        # All who claim that the content has this root, by node id: name, and `pinned`.
-        self.claimants: dict[str, tuple[str, bool]] = {}
-        self.vouch(claims)
-
-    def vouch(self, claims: list[Claim]) -> list[Source]:
-        self.claimants.update({c.source.node: (c.source.name, c.pinned) for c in claims})
-        return [claim.source for claim in claims]
-
-    def told(self) -> None:
-        self.listeners.tell(trio.current_time(), self.fetch.progress.phase)
-
-    def view(self, span: tuple[int, int] | None, lost: int) -> View:
-        """How far it is, for a call that waits for `span` and got so many bytes in vain before."""
-
-        def look(now: float) -> Snapshot:
-            shown = self.fetch.snapshot(now, span)
-            return shown._replace(wasted=shown.wasted + lost)
-
-        return look
-
-
-class _Call:
-    """One call of `load`: what it tried without success, and why that failed."""
-
-    def __init__(self, content: ContentHash, root: Root | None, only: Only = ANYONE) -> None:
-        self.content = content
-        self.root = root
-        self.only = only
-        self.wrong_roots: set[Root] = set()
-        # Of a root, a channel, and the one node (None: anybody) from which it was tried there.
-        self.given_up: set[tuple[Root, str, str | None]] = set()
-        self.failures: list[str] = []
-        # Bytes that turned out not to be the blob's.
-        self.lost = 0
-
-    def wants_root(self, root: Root) -> bool:
-        return self.root in (None, root) and root not in self.wrong_roots
-
-    def may_begin(self, claim: Claim) -> bool:
-        """True for a claim with which a new transfer may be tried."""
-        tried = (claim.root, claim.source.channel, self.only.node)
-        allowed = self.only.allows(claim.source.node, claim.source.channel)
-        return allowed and self.wants_root(claim.root) and tried not in self.given_up
-
-    def may_join(self, transfer: _Transfer) -> bool:
-        """True for a running transfer that may serve this call too."""
-        tried = (transfer.fetch.root, transfer.channel, transfer.node)
-        allowed = self.only.allows_transfer(transfer.channel, transfer.node)
-        return allowed and not transfer.fetch.closing and tried not in self.given_up
 
 
 class Downloads:
@@ -144,9 +81,9 @@ class Downloads:
         self._grants = grants
         self._node_id = node_id
         self._nursery: trio.Nursery | None = None
-        self._transfers: dict[tuple[ContentHash, Root], _Transfer] = {}
+        self._transfers: dict[tuple[ContentHash, Root], Transfer] = {}
         self._offers = offers or Offers()
-        self._liars = Liars()
+        self.liars = Liars()
         known = Buckets() if buckets is None else buckets
         self._wholes = Wholes(known, blobs, self._grant)
 
@@ -167,6 +104,10 @@ class Downloads:
             for (content, root), transfer in self._transfers.items()
         ]
 
+    def is_loading(self, content: ContentHash) -> bool:
+        """Whether a transfer of it runs, which a call for it would join."""
+        return any(one == content for one, _ in self._transfers)
+
     async def load(
         self, content: ContentHash, root: Root | None, tell: Tell, only: Only = ANYONE
     ) -> None:
@@ -175,7 +116,7 @@ class Downloads:
         Raises NotFoundError, AllProvidersFailedError, PeerBusyError, UriInconsistentError,
         RootMismatchError, StoreError.
         """
-        await self._attempts(_Call(content, await self._trusted(content, root), only), None, tell)
+        await self._attempts(Call(content, await self._trusted(content, root), only), None, tell)
 
     async def load_range(
         self,
@@ -190,13 +131,13 @@ class Downloads:
 
         The descriptor is the caller's to close. Raises as `load`, and InvalidRangeError.
         """
-        call = _Call(content, await self._trusted(content, root), only)
+        call = Call(content, await self._trusted(content, root), only)
         descriptor, size = await self._attempts(call, (start, end), tell)
         assert descriptor is not None
         return descriptor, size
 
     async def _attempts(
-        self, call: _Call, span: tuple[int, int] | None, tell: Tell
+        self, call: Call, span: tuple[int, int] | None, tell: Tell
     ) -> tuple[int | None, int]:
         while True:
             try:
@@ -222,7 +163,7 @@ class Downloads:
             finally:
                 transfer.listeners.remove(listener)
 
-    def _stored(self, call: _Call, span: tuple[int, int] | None) -> tuple[int | None, int]:
+    def _stored(self, call: Call, span: tuple[int, int] | None) -> tuple[int | None, int]:
         """As of a transfer, of a blob that has come into the store meanwhile."""
         with self._blobs.open_verified(call.content) as opened:
             size = opened.root_object.size
@@ -242,7 +183,7 @@ class Downloads:
             )
         return root or pinned
 
-    async def _transfer(self, call: _Call) -> _Transfer | None:
+    async def _transfer(self, call: Call) -> Transfer | None:
         """The transfer to wait for: one that runs already, or a new one.
 
         None when one that could not be joined has brought the blob in the end.
@@ -261,19 +202,19 @@ class Downloads:
                 if self._blobs.find(call.content) is not None:
                     return None
 
-    def _running(self, call: _Call) -> _Transfer | None:
+    def _running(self, call: Call) -> Transfer | None:
         for (content, root), transfer in self._transfers.items():
             if content == call.content and call.wants_root(root):
                 return transfer
         return None
 
-    async def _claims(self, call: _Call) -> list[Claim]:
+    async def _claims(self, call: Call) -> list[Claim]:
         """Who has it, best first: pinned holders, then what most claim. Never none."""
 
         def wanted(claim: Claim) -> bool:
             # With a root to insist on every chunk is verified against it: anybody may try.
             node, believed = claim.source.node, call.root is not None
-            believed |= self._liars.is_believed(call.content, node, claim.pinned)
+            believed |= self.liars.is_believed(call.content, node, claim.pinned)
             return call.may_begin(claim) and believed and self._may_use(claim, call.only)
 
         if len(call.wrong_roots) >= CLAIM_ATTEMPTS_MAX:
@@ -296,7 +237,7 @@ class Downloads:
             key=lambda c: (not c.pinned, -votes[c.root], -here[c.root, c.source.channel]),
         )
 
-    def _blame(self, transfer: _Transfer, call: _Call) -> None:
+    def _blame(self, transfer: Transfer, call: Call) -> None:
         """Root and SHA-1 do not agree, and nothing but their word said that they would."""
         call.wrong_roots.add(transfer.fetch.root)
         call.lost += transfer.fetch.progress.received
@@ -306,58 +247,28 @@ class Downloads:
                 log.warning("node %s vouched for wrong bytes of %s", node, call.content)
                 self._drop(node, name, transfer.channel, call.content, what)
             call.failures.append(f"{name}: {what if pinned else 'was misled about its bytes'}")
-            self._liars.note_claim(call.content, node, pinned)
+            self.liars.note_claim(call.content, node, pinned)
 
     def _drop(self, node: str, name: str, channel: str, content: ContentHash, what: str) -> None:
         """A node lied: for a while it is not used in that channel."""
-        self._liars.note(Lie(node, name, channel, content, what, trio.current_time()))
+        self.liars.note(Lie(node, name, channel, content, what, trio.current_time()))
 
     def _may_use(self, claim: Claim, only: Only) -> bool:
         """False for a node that is dropped in its channel, unless the user names just this one."""
         node, channel = claim.source.node, claim.source.channel
-        return only.node == node or self._liars.may_be_used(node, channel, trio.current_time())
+        return only.node == node or self.liars.may_be_used(node, channel, trio.current_time())
 
     def dropped(self) -> list[Lie]:
         """Who lied, where and how, and is not used there for a while."""
-        return self._liars.dropped(trio.current_time())
+        return self.liars.dropped(trio.current_time())
 
-    def _nobody(self, call: _Call) -> KacheryError:
-        if call.failures:
-            told = "; ".join(dict.fromkeys(call.failures))
-            return AllProvidersFailedError(
-                f"no provider delivered sha1://{call.content} ({told})",
-                hint="what arrived is kept: run it again when a provider is back",
-            )
-        if call.only != ANYONE:
-            return self._not_there(call)
+    def _nobody(self, call: Call) -> KacheryError:
         asked, names = self._holders.asked()
-        where = "channel " + ", ".join(names) if names else "any channel (none is joined)"
-        if not asked:
-            return NotFoundError(
-                f"sha1://{call.content} is not stored here, and no peer in {where} is connected",
-                hint="start the other node, or give its address: `kachery-p2p start --bootstrap`",
-            )
-        with_root = " with the root of the URI" if call.root is not None else ""
-        dropped = "".join(f"; {lie.name} lied and is not asked" for lie in self.dropped())
-        return NotFoundError(
-            f"no peer in {where} holds sha1://{call.content}{with_root} ({asked} asked{dropped})",
-            hint="ask the owner to start their node, and to share the file in the channel",
-        )
-
-    def _not_there(self, call: _Call) -> NotFoundError:
-        """None of the only ones that were to be asked has it."""
-        node, channel = call.only.node, call.only.channel
-        who = "no peer" if node is None else f"node {node[:16]} (if it is connected) does not serve"
-        what = f"holds sha1://{call.content}" if node is None else f"sha1://{call.content}"
-        where = " in that channel" if channel is not None else ""
-        return NotFoundError(
-            f"{who} {what}{where}",
-            hint="nobody else was asked: name no channel and no node to ask all",
-        )
+        return call.nobody(asked, names, [lie.name for lie in self.dropped()])
 
     # --- shared transfers ------------------------------------------------------------------
 
-    def _begin(self, content: ContentHash, claims: list[Claim], node: str | None) -> _Transfer:
+    def _begin(self, content: ContentHash, claims: list[Claim], node: str | None) -> Transfer:
         """Fetch what the first claim says, from those (or `node`) in its channel who agree."""
         if self._nursery is None:
             raise LoadFileError("this node is not running")
@@ -392,7 +303,7 @@ class Downloads:
             is_small=is_small(claims[0].size),
             passing_on=PassingOn(self._offers, channel),
         )
-        transfer = self._transfers[content, root] = _Transfer(fetch, suppliers, same, node)
+        transfer = self._transfers[content, root] = Transfer(fetch, suppliers, same, node)
         self._nursery.start_soon(self._run, fetch)
         return transfer
 

@@ -12,18 +12,15 @@ from kachery_p2p.content.manifests import page_of, verify_page
 from kachery_p2p.errors import NotYetError, VerificationError
 from kachery_p2p.limits import (
     BULK_PASSING,
-    BULK_PIPELINED,
-    BULK_RANGE_CHUNKS,
     END_GAME_LOOK_S,
     RANGE_CHUNKS_MAX,
 )
-from kachery_p2p.network.bulk_asking import BulkConnection, Sink
-from kachery_p2p.network.bulk_buffers import Piece
 from kachery_p2p.network.session import one_error
 from kachery_p2p.transfer.arrivals import Arrival, Arrivals
-from kachery_p2p.transfer.assembly import Assembly, Copy
+from kachery_p2p.transfer.assembly import Assembly, Copy, Piece
 from kachery_p2p.transfer.following import Following
 from kachery_p2p.transfer.progress import TransferProgress
+from kachery_p2p.transfer.ranged import Ranged, Sink
 from kachery_p2p.transfer.schedule import ChunkSchedule
 from kachery_p2p.transfer.sources import PartialSource, Source
 from kachery_p2p.transfer.suppliers import LIES, ToldLie
@@ -132,7 +129,7 @@ class Pulling:
     # --- over bulk connections --------------------------------------------------------------
 
     async def _pull_in_bulk(
-        self, source: Source, bulk: BulkConnection, following: Following | None
+        self, source: Source, bulk: Ranged, following: Following | None
     ) -> None:
         """A few requests at a time."""
         under_way: dict[range, trio.CancelScope] = {}
@@ -160,7 +157,7 @@ class Pulling:
                 while not self._schedule.satisfied:
                     changed = self._changed
                     self._cancel_pointless(under_way)
-                    asked = self._next_in_bulk(source, len(under_way))
+                    asked = self._next_in_bulk(source, bulk, len(under_way))
                     if asked is not None:
                         under_way[asked] = trio.CancelScope()
                         nursery.start_soon(pull, asked)
@@ -170,7 +167,7 @@ class Pulling:
                 nursery.cancel_scope.cancel()
 
     @contextlib.contextmanager
-    def _telling_end(self, source: Source, bulk: BulkConnection) -> Iterator[None]:
+    def _telling_end(self, source: Source, bulk: Ranged) -> Iterator[None]:
         """Tell of a lie that ended the connection, though all of its requests were cancelled."""
         try:
             yield
@@ -178,13 +175,13 @@ class Pulling:
             if isinstance(bulk.error, LIES):
                 self._lied(source, str(bulk.error))
 
-    def _next_in_bulk(self, source: Source, under_way: int) -> range | None:
-        if under_way >= BULK_PIPELINED + BULK_PASSING:
+    def _next_in_bulk(self, source: Source, bulk: Ranged, under_way: int) -> range | None:
+        if under_way >= bulk.pipelined + BULK_PASSING:
             return None
         # Whoever reads a few bytes does not wait for a place behind a download.
-        passing = under_way >= BULK_PIPELINED
+        passing = under_way >= bulk.pipelined
         now = trio.current_time()
-        return self._schedule.next_for(source.node, BULK_RANGE_CHUNKS, now, passing=passing)
+        return self._schedule.next_for(source.node, bulk.range_chunks, now, passing=passing)
 
     def _cancel_pointless(self, under_way: dict[range, trio.CancelScope]) -> None:
         """End requests for what others have brought by now."""

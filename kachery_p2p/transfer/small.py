@@ -12,9 +12,9 @@ from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import Manifest, RootObject
 from kachery_p2p.errors import PeerGoneError, UriInconsistentError, VerificationError
 from kachery_p2p.limits import CHUNK_BYTES
-from kachery_p2p.network.bulk_asking import BulkConnection
-from kachery_p2p.network.bulk_buffers import Piece
 from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.transfer.assembly import Piece
+from kachery_p2p.transfer.ranged import Ranged
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.wire.bulk_messages import BulkRange
 
@@ -47,7 +47,7 @@ async def fetch_small(source: Source, content: ContentHash, root: Root) -> tuple
     return data, manifest
 
 
-async def _in_bulk(bulk: BulkConnection, channel: str, content: ContentHash, root: Root) -> bytes:
+async def _in_bulk(bulk: Ranged, channel: str, content: ContentHash, root: Root) -> bytes:
     found: list[bytes] = []
 
     def sink(piece: Piece) -> None:

@@ -28,12 +28,12 @@ from kachery_p2p.limits import (
     STALL_BYTES_MIN,
     STALL_S_MAX,
 )
-from kachery_p2p.network.bulk_asking import BulkConnection
 from kachery_p2p.network.bulk_sessions import Bulk
 from kachery_p2p.network.link import DATA, Link, Stream
 from kachery_p2p.network.session import Session, error_of
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.transfer.only import ANYONE, Only
+from kachery_p2p.transfer.ranged import Ranged
 from kachery_p2p.transfer.rounds import Announcements, Round
 from kachery_p2p.wire.codec import FrameDecoder, Message
 from kachery_p2p.wire.conversation import Failure
@@ -63,7 +63,7 @@ class Source(Protocol):
 
     async def page(self, content: ContentHash, root: Root, number: int) -> bytes: ...
 
-    async def bulk(self) -> BulkConnection | None:
+    async def bulk(self) -> Ranged | None:
         """A fast connection to ask for chunks on; None if there is none, and `pull` is to do it."""
 
     async def pull(
@@ -132,7 +132,7 @@ class PeerSource:
         answer = await self._session.request("page", body, REQUEST_S_MAX)
         return bytes(answer["page"])
 
-    async def bulk(self) -> BulkConnection | None:
+    async def bulk(self) -> Ranged | None:
         return None if self._bulk is None else await self._bulk.connection(self._session)
 
     async def pull(

@@ -23,6 +23,7 @@ from kachery_p2p.network.meeting import Me, meet
 from kachery_p2p.network.memberships import Memberships
 from kachery_p2p.network.session import Session
 from kachery_p2p.wire.batches import BYTES, REFUSED, BatchRequest, BulkBatch, read_pieces
+from kachery_p2p.wire.bucket_messages import BUCKET_OPERATIONS
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.feed_messages import FEED_OPERATIONS
 from kachery_p2p.wire.messages import OPERATIONS
@@ -204,6 +205,7 @@ def test_no_operation_is_missing_from_this_table() -> None:
         "batch": "below",
         "leave": "below",
         **dict.fromkeys(FEED_OPERATIONS, "tests/feeds/test_feeds_authorisation.py"),
+        **dict.fromkeys(BUCKET_OPERATIONS, "test_transfer_authorisation_buckets.py"),
         "change": "below",
         "succession": "tests/processes/test_processes_channels.py",
         "announce": "tests/network/test_network_announcer.py",

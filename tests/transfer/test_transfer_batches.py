@@ -28,12 +28,16 @@ from kachery_p2p.limits import (
     BATCH_HELD_BYTES_MAX,
     BATCH_PIECES_BYTES_MAX,
     CHUNK_BYTES,
+    LIAR_DROPPED_S,
 )
 from kachery_p2p.network.link import DATA, Stream
 from kachery_p2p.store.blobs import Stored
+from kachery_p2p.transfer.batch_coming import Coming
 from kachery_p2p.transfer.batch_groups import HeldBytes
 from kachery_p2p.transfer.batch_serving import ServedBlobs
-from kachery_p2p.transfer.batches import Batches, Progress, Wanted
+from kachery_p2p.transfer.batch_wanted import Progress, Wanted
+from kachery_p2p.transfer.batches import Batches
+from kachery_p2p.transfer.liars import Lie
 from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.wire.batches import (
     BUSY,
@@ -81,6 +85,8 @@ class Loader:
             link=node.link,
             blobs=node.disk.blobs,
             grants=node.disk.grants,
+            liars=node.downloads.liars,
+            is_loading=node.downloads.is_loading,
         )
         self.alone: list[ContentHash] = []
         self.progress: list[Progress] = []
@@ -255,6 +261,65 @@ async def test_one_content_twice_in_a_load_is_brought_once(
     assert asked.batches == [1]
 
 
+async def test_what_is_being_fetched_by_itself_is_waited_for_and_not_asked_for_again(
+    virtual_clock: MockClock, lab: Lab
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    await lab.together(alice, bob)
+    datas = [b"s" * 900_000, *blobs(20)]
+    stored = store_all(alice, datas)
+    asked, loader = Asked(alice), Loader(bob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bob.load, stored[0])
+        while not bob.downloads.is_loading(stored[0].content):  # noqa: ASYNC110 (virtual time)
+            await trio.sleep(0.001)
+        assert await loader.load(stored) == [None] * 21
+    loader.assert_has(stored, datas)
+    assert asked.have == 1
+    assert sum(asked.batches) == 20
+    assert loader.alone == [stored[0].content]
+    # Each once, with a few bytes in front of each small one.
+    assert alice.server.bytes_served < sum(map(len, datas)) + 1_000
+
+
+async def test_a_single_load_waits_for_the_batch_that_brings_it(
+    virtual_clock: MockClock, lab: Lab
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    await lab.together(alice, bob)
+    stored = store_all(alice, blobs(20))
+    content, loader = stored[3].content, Loader(bob)
+    waited: list[bool] = []
+
+    async def wait() -> None:
+        while not len(loader.batches.coming):  # noqa: ASYNC110 (virtual time)
+            await trio.sleep(0.001)
+        waited.append(await loader.batches.coming.wait_while_in_batches(content, ANYONE))
+        waited.append(bob.disk.blobs.find(content) is not None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await loader.load(stored)
+    assert waited == [True, True]
+    assert not await loader.batches.coming.wait_while_in_batches(content, ANYONE)
+
+
+async def test_a_single_load_does_not_wait_for_what_is_fetched_by_itself_anyway(
+    virtual_clock: MockClock, lab: Lab
+) -> None:
+    coming, content = Coming(), ContentHash("12" * 20)
+    assert coming.take_on(content, ANYONE) is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(coming.wait_while_in_batches, content, ANYONE)
+        await trio.testing.wait_all_tasks_blocked()
+        coming.go_alone(content, ANYONE)
+    assert not await coming.wait_while_in_batches(content, ANYONE)
+    taken = coming.take_on(content, ANYONE)
+    assert taken is not None
+    coming.end(content, ANYONE)
+    await taken.wait()
+
+
 async def test_when_who_took_it_on_leaves_the_others_load_it_themselves(
     virtual_clock: MockClock, lab: Lab
 ) -> None:
@@ -328,12 +393,10 @@ async def test_bytes_that_collide_with_what_this_node_has_read_are_refused(
     alice, bob = await lab.node("alice"), await lab.node("bob")
     await lab.together(alice, bob)
     stored = store_all(alice, blobs(100))
-    forged = bob.disk.index
-    pinned = forged.pinned_roots
-    forged.pinned_roots = lambda contents: {  # type: ignore[method-assign]
-        **pinned(contents),
-        stored[7].content: Root("1" * 64),
-    }
+    forged, other = bob.disk.index, {stored[7].content: Root("1" * 64)}
+    each, one_of = forged.pinned_roots, forged.pinned_root
+    forged.pinned_roots = lambda contents: each(contents) | other  # type: ignore[method-assign]
+    forged.pinned_root = lambda content: other.get(content) or one_of(content)  # type: ignore[method-assign]
     outcomes = await Loader(bob).load(stored)
     assert isinstance(outcomes[7], HashCollisionError)
     assert [one for number, one in enumerate(outcomes) if number != 7] == [None] * 99
@@ -550,6 +613,56 @@ async def test_from_a_hostile_source_alone_comes_an_error_and_nothing_is_stored(
     loader.assert_nothing_is_left_over()
 
 
+LYING_ACTS: list[Act] = [wrong_bytes, right_then_wrong, a_piece_twice, more_bytes_than_asked_for]
+
+
+@pytest.mark.parametrize("act", LYING_ACTS, ids=lambda act: act.__name__)
+async def test_who_lies_in_a_batch_is_dropped_for_the_channel(
+    virtual_clock: MockClock, lab: Lab, act: Act
+) -> None:
+    mallory, alice, bob = [await lab.node(name) for name in ("mallory", "alice", "bob")]
+    await lab.together(mallory, alice, bob)
+    datas = blobs(200)
+    stored = store_all(alice, datas)
+    store_all(mallory, datas)
+    asked = hostile(mallory, act)
+    loader = Loader(bob)
+    assert await loader.load(stored[:160]) == [None] * 160
+    assert asked
+    asked.clear()
+    (lie,) = bob.downloads.dropped()
+    assert (lie.node, lie.channel) == (mallory.id, LAB.id)
+    assert lie.content in {one.content for one in stored}
+    # Neither the next batch nor a single load asks it, but who names just this node does.
+    assert await loader.load(stored[160:190]) == [None] * 30
+    assert await bob.load(stored[195]) == datas[195]
+    assert not asked
+    outcomes = await loader.load(stored[196:], Only(node=mallory.id))
+    assert any(isinstance(one, KacheryError) for one in outcomes)
+    assert asked
+
+
+async def test_who_lied_in_a_single_load_is_not_asked_in_batches(
+    virtual_clock: MockClock, lab: Lab
+) -> None:
+    mallory, alice, bob = [await lab.node(name) for name in ("mallory", "alice", "bob")]
+    await lab.together(mallory, alice, bob)
+    datas = blobs(100)
+    stored = store_all(alice, datas)
+    store_all(mallory, datas)
+    now = trio.current_time()
+    lie = Lie(mallory.id, "mallory", LAB.id, stored[0].content, "sent wrong bytes", now)
+    bob.downloads.liars.note(lie)
+    asked, loader = Asked(mallory), Loader(bob)
+    assert await loader.load(stored) == [None] * 100
+    assert asked.batches == []
+    # Not for ever: a disk that rots is mended one day.
+    bob.disk.blobs.remove(stored[0].content)
+    await trio.sleep(LIAR_DROPPED_S)
+    assert await loader.load(stored[:1], Only(node=mallory.id)) == [None]
+    assert asked.batches == [1]
+
+
 async def test_a_source_that_goes_away_in_the_middle_is_replaced(
     virtual_clock: MockClock, lab: Lab
 ) -> None:
@@ -692,17 +805,42 @@ def test_an_object_that_became_shorter_is_not_served(disk: Disk) -> None:
     name = put(disk, b"spikes" * 100)
     (path,) = disk.objects()
     served = served_from(disk, [name])
-    opened = disk.blobs.open_verified
+    opened = disk.blobs.known_files.open
 
-    def shortened(content: ContentHash) -> Any:
-        found = opened(content)
+    def shortened(content: ContentHash, state: Any) -> Any:
+        found = opened(content, state)
         path.chmod(0o644)
         with path.open("r+b") as file:
             file.truncate(3)
         return found
 
-    disk.blobs.open_verified = shortened  # type: ignore[method-assign]
+    disk.blobs.known_files.open = shortened  # type: ignore[method-assign]
     assert told_by(served) == [[(0, BUSY, b"")]]
+
+
+def test_an_object_that_was_replaced_is_hashed_before_it_is_served(disk: Disk) -> None:
+    name = put(disk, b"spikes" * 100)
+    (path,) = disk.objects()
+    path.unlink()
+    path.write_bytes(b"forged" * 100)
+    assert told_by(served_from(disk, [name])) == [[(0, REFUSED, b"")]]
+    assert not path.exists()
+
+
+def test_many_are_looked_up_with_few_questions(disk: Disk) -> None:
+    names = [put(disk, data) for data in blobs(256)]
+    asked: list[int] = []
+    granted_of = disk.grants.granted_of
+
+    def counted(contents: Any, channel_id: str) -> Any:
+        asked.append(len(contents))
+        return granted_of(contents, channel_id)
+
+    disk.grants.granted_of = counted  # type: ignore[method-assign]
+    served = served_from(disk, names)
+    assert len(told_by(served)[0]) == 256
+    assert sum(asked) == 256
+    assert len(asked) <= 6
 
 
 def test_a_large_object_that_was_never_hashed_is_not_hashed_for_a_batch(disk: Disk) -> None:

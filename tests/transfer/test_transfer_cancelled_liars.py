@@ -67,6 +67,8 @@ class WrongPiece:
 class LyingConnection:
     """Hands a wrong chunk to the sink, whose complaint never gets to who is waiting."""
 
+    range_chunks, pipelined = 16, 4
+
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.lied = 0
@@ -83,6 +85,8 @@ class LyingConnection:
 
 class BrokenConnection:
     """Breaks the protocol when everybody has turned away from it."""
+
+    range_chunks, pipelined = 16, 4
 
     def __init__(self) -> None:
         self.error: Exception | None = None

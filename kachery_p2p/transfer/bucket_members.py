@@ -1,0 +1,165 @@
+"""Asking members that have the credentials of a channel's bucket, for a node that has none.
+
+Who does what with which bucket is asked of each member that may provide, and remembered for
+a while. The first that answers a question is believed as far as any source is: what it says
+of an object is verified with the object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+
+from kachery_p2p.bucket.faults import AbsentError, no_provider, wrong_answer
+from kachery_p2p.bucket.through import Lent
+from kachery_p2p.bucket.urls import BucketUrl
+from kachery_p2p.channels.permissions import PROVIDE
+from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.errors import (
+    BucketBusyError,
+    BucketError,
+    BucketProviderError,
+    BucketUnreachableError,
+    PeerBusyError,
+    PeerError,
+    PeerRefusedError,
+)
+from kachery_p2p.limits import (
+    BUCKET_PROVIDER_S,
+    BUCKET_PROVIDER_WAIT_S,
+    BUCKET_WISH_WAIT_S_MAX,
+    PEERS_MAX,
+    REQUEST_S_MAX,
+)
+from kachery_p2p.network.session import Session
+from kachery_p2p.network.sessions import Sessions
+
+PUTS, READS = "puts", "reads"
+
+Answer = TypeVar("Answer")
+
+
+class Wish(NamedTuple):
+    """How far the wish is that a content be put into the bucket."""
+
+    # QUEUED, THERE or LEFT_OUT (`wire.bucket_messages`).
+    state: int
+    said: str
+
+
+class BucketMembers:
+    """The members connected now, as users of one channel's bucket."""
+
+    def __init__(self, sessions: Sessions, channel: str, url: BucketUrl) -> None:
+        self._sessions = sessions
+        self._channel = channel
+        self._name = str(url).partition("?")[0]
+        self._where: dict[str, Any] = {"channel": channel, "bucket": bytes.fromhex(url.node)}
+        # What each said that it does, and until when that is believed.
+        self._known: dict[Session, tuple[float, dict[str, Any]]] = {}
+
+    async def is_there(self) -> bool:
+        """True if a member is connected that puts things into the bucket."""
+        return bool(await self._asked(PUTS))
+
+    async def look(self, key: str) -> Lent:
+        """What a member says of an object. Raises AbsentError if none has it, and BucketErrors."""
+        told = await self._ask("bucket look", {"key": key}, READS)
+        attributes = {one["name"]: one["value"] for one in told["attributes"]}
+        return Lent(told["size"], attributes, told["query"], told["valid_s"])
+
+    async def read(self, key: str, start: int, length: int) -> bytes:
+        """So many bytes of an object, handed on by a member. Raises BucketErrors."""
+        body = {"key": key, "start": start, "length": length}
+        try:
+            data: bytes = (await self._ask("bucket read", body, READS))["data"]
+        except AbsentError:
+            raise wrong_answer(self._name, f"has no {key} (any more)") from None
+        return data
+
+    async def put(self, content: ContentHash, label: str | None, wait_s: float) -> Wish:
+        """Wish that a content, which members may fetch here, be put there; how far that is.
+
+        Waits for the end of it, so long at most. Asked again it is the same wish. Raises
+        BucketProviderError if nobody can be asked, and other BucketErrors.
+        """
+        wait_ms = int(min(wait_s, BUCKET_WISH_WAIT_S_MAX) * 1000)
+        body = {"content": content.raw, "label": label or "", "wait_ms": wait_ms}
+        try:
+            told = await self._ask("bucket put", body, PUTS)
+        except AbsentError:
+            raise BucketProviderError(
+                f"members refuse to put anything into {self._name} for this node",
+                hint="ask an admin for the role `provide`, or add credentials of your own",
+            ) from None
+        return Wish(told["state"], told["said"])
+
+    async def _ask(self, op: str, body: dict[str, Any], what: str) -> dict[str, Any]:
+        """The first answer. AbsentError if all refuse, BucketErrors for what kept them from it."""
+        providers = await self._providers(what)
+        if not providers:
+            raise no_provider(self._name)
+        failure: BucketError | None = None
+        for session in providers:
+            try:
+                return await session.request(op, {**self._where, **body}, REQUEST_S_MAX)
+            except PeerRefusedError:
+                continue
+            except PeerBusyError as error:
+                failure = BucketBusyError(f"{session.name} {error}", hint="it is tried again later")
+            except PeerError as error:
+                self._known.pop(session, None)
+                failure = failure or BucketUnreachableError(
+                    f"{self._name} through {session.name}: {error}", hint="see that member's node"
+                )
+        raise failure or AbsentError
+
+    async def _providers(self, what: str) -> list[Session]:
+        """Who does that; those who are being met are waited for, if nobody does."""
+        with trio.move_on_after(BUCKET_PROVIDER_WAIT_S):
+            while not (found := await self._asked(what)) and not self._sessions.settled:
+                await self._sessions.changed()
+        return found
+
+    async def _asked(self, what: str) -> list[Session]:
+        now = trio.current_time()
+        members = [s for s in self._sessions.all() if s.may(self._channel, PROVIDE)]
+        self._known = {s: known for s, known in self._known.items() if s in members}
+        async with trio.open_nursery() as nursery:
+            for session in members[:PEERS_MAX]:
+                if now >= self._known.get(session, (0.0, {}))[0]:
+                    nursery.start_soon(self._ask_what, session)
+        return [s for s in members if self._known.get(s, (0.0, {}))[1].get(what)]
+
+    async def _ask_what(self, session: Session) -> None:
+        told: dict[str, Any] = {}
+        with contextlib.suppress(PeerError):
+            told = await session.request("bucket", self._where, BUCKET_PROVIDER_WAIT_S / 2)
+        self._known[session] = (trio.current_time() + BUCKET_PROVIDER_S, told)
+
+
+class BlockingMembers:
+    """The same, for threads of a node; each call waits for the answer of the event loop."""
+
+    def __init__(self, members: BucketMembers, token: trio.lowlevel.TrioToken) -> None:
+        """`token` is that of the event loop in which `members` lives."""
+        self._members = members
+        self._token = token
+
+    def look(self, key: str) -> Lent:
+        """As `BucketMembers.look`."""
+        return self._wait_for(functools.partial(self._members.look, key))
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """As `BucketMembers.read`."""
+        return self._wait_for(functools.partial(self._members.read, key, start, length))
+
+    def _wait_for(self, question: Callable[[], Awaitable[Answer]]) -> Answer:
+        try:
+            return trio.from_thread.run(question, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise BucketUnreachableError("this node is stopping", hint="start it again") from None
