@@ -174,6 +174,10 @@ class Api:
         telling = self._telling(call)
         only = await sources(self._parts, call.body)
         network = await self._parts.network()
+        was_coming = await network.batches.coming.wait_while_in_batches(content, only)
+        # A load of many has just brought it, or could not.
+        if was_coming and self._parts.blobs.find(content) is not None:
+            return
         await network.downloads.load(content, root, telling, only)
 
     async def _download_range(

@@ -59,7 +59,7 @@ class NodeConfig(NamedTuple):
     http: tuple[str, int] | None = ("127.0.0.1", HTTP_PORT)
     # Channel names or paths of channel files to join, besides those joined earlier.
     channels: tuple[str, ...] = ()
-    # Multiaddrs of other members (each with /p2p/ID).
+    # Multiaddrs of members and introducers (each with /p2p/ID), or HOST:PORT.
     bootstrap: tuple[str, ...] = ()
     # HOST:PORT or multiaddrs under which others reach us, when that is not what we listen on.
     advertise: tuple[str, ...] = ()
@@ -82,6 +82,10 @@ class NodeConfig(NamedTuple):
     @property
     def grants_path(self) -> str:
         return grants_path(self.config_dir)
+
+    @property
+    def places_path(self) -> str:
+        return f"{self.config_dir}/state/places.json"
 
     @property
     def peers_path(self) -> str:

@@ -168,11 +168,14 @@ async def run(
     gone: Callable[[], Awaitable[None]],
     tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
     slow: SlowCalls | None = None,
+    reply_now: Callable[[dict[str, Any]], None] = lambda reply: None,
 ) -> dict[str, Any] | None:
     """The call's `answer`, with its progress told on the way; None if the client left first.
 
     `gone` returns when the client has left, which cancels the handler; so does a `tell` that fails.
-    With `slow` that is looked for only once the call has lasted a moment.
+    With `slow` that is looked for only once the call has lasted a moment. `reply_now` is called
+    with the answer if tasks look after the call by then, when they do no more: their end takes
+    two turns of the loop, which the client need not wait for.
     """
     reply = None
     async with trio.open_nursery() as nursery:
@@ -220,7 +223,10 @@ async def run(
         # No answer into the middle of an update, and none before the last.
         if told is not None:
             await told.wait()
+        is_left = nursery.cancel_scope.cancel_called
         nursery.cancel_scope.cancel()
+        if nursery.child_tasks and not is_left:
+            reply_now(reply)
     return reply
 
 

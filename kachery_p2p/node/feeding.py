@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from kachery_p2p.errors import PeerRefusedError
+from kachery_p2p.feeds import moving
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import REQUEST_S_MAX
 from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 
 if TYPE_CHECKING:
+    from kachery_p2p.feeds.bucket_member import Places
     from kachery_p2p.feeds.service import FeedService
 
 _OPERATIONS = ("feed follow", "feed news", "feed entries", "feed hashes", "feed submit")
@@ -29,12 +31,19 @@ class Feeding:
     """The feeds of the node whose state lies below `config_dir`."""
 
     def __init__(
-        self, config_dir: str, node_id: NodeId, sessions: Sessions, keep_running: KeepRunning
+        self,
+        config_dir: str,
+        node_id: NodeId,
+        sessions: Sessions,
+        keep_running: KeepRunning,
+        places: Places | None = None,
     ) -> None:
+        """`places`: the buckets in which feeds are looked for too."""
         self._config_dir = config_dir
         self._node_id = node_id
         self._sessions = sessions
         self._keep_running = keep_running
+        self._places = places
         self._begun = False
         self._has_feeds = os.path.exists(f"{config_dir}/state/feeds.db")
         self._service: FeedService | None = None
@@ -56,9 +65,21 @@ class Feeding:
         assert self._service is not None
         return self._service
 
+    @property
+    def service_now(self) -> FeedService | None:
+        """The feeds if they are running."""
+        return self._service
+
+    async def move_channel(self, old_id: str, new_id: str) -> None:
+        """What is served in the old channel is served in the one that continues it."""
+        if self._service is not None:
+            await self._service.move_channel(old_id, new_id)
+        elif self._has_feeds:
+            await trio.to_thread.run_sync(moving.move_channel, self._config_dir, old_id, new_id)
+
     async def _run(self) -> None:
         make = await trio.to_thread.run_sync(_import_service)
-        arguments = (self._config_dir, self._node_id, self._sessions)
+        arguments = (self._config_dir, self._node_id, self._sessions, self._places)
         service = await trio.to_thread.run_sync(make, *arguments)
         async with service.running():
             self._service = service

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.network.link import Link
+from kachery_p2p.network.multiaddrs import parse_address
+from kachery_p2p.network.places import Places, places_in
 from kachery_p2p.network.rendezvous import Introducer, Rendezvous
 from kachery_p2p.network.sessions import Sessions
 
@@ -33,6 +36,12 @@ class Finding:
             found=sessions.look_again,
             random=os.urandom,
         )
+        self.places = Places(
+            places_in(parts.config.bootstrap),
+            parts.config.places_path,
+            meet=self._meet,
+            found=self._found_at_place,
+        )
         if parts.config.introduce:
             Introducer(link, link.place_of)
         parts.memberships.on_join(lambda channel: self.rendezvous.wake())
@@ -40,7 +49,20 @@ class Finding:
     @property
     def settled(self) -> bool:
         """True when every introducer has been asked once."""
-        return self.rendezvous.settled or not self._parts.bootstrap
+        asked = self.rendezvous.settled or not self._parts.bootstrap
+        return asked and self.places.settled
+
+    async def _meet(self, kind: str, host: str, port: int) -> NodeId:
+        # The link has imported it by now: it is the one file that knows libp2p.
+        from kachery_p2p.network.libp2p_host import who_answers
+
+        return await who_answers(self._parts.key, kind, host, port)
+
+    def _found_at_place(self, address: str) -> None:
+        self._parts.bootstrap = (*self._parts.bootstrap, address)
+        self._sessions.book.add(parse_address(address).node, [address], by_user=True)
+        self._sessions.look_again()
+        self.rendezvous.wake()
 
     async def be_local(self) -> None:
         """Be on the local network for ever, unless the user does not want it."""

@@ -14,15 +14,22 @@ from kachery_p2p.errors import (
     LoadTimeoutError,
     NotFoundError,
 )
-from kachery_p2p.limits import LOAD_MANY_FAILED_MAX, LOAD_MANY_TEXT_BYTES_MAX
+from kachery_p2p.limits import (
+    LOAD_MANY_FAILED_MAX,
+    LOAD_MANY_MAX,
+    LOAD_MANY_TEXT_BYTES_MAX,
+    PEERS_MAX,
+)
 from kachery_p2p.node.asked import sources
 from kachery_p2p.node.doors import Call
 from kachery_p2p.node.parts import NetworkParts, Parts
 from kachery_p2p.store.objects import Opened
-from kachery_p2p.transfer.batches import LoadOne, Progress, Wanted
+from kachery_p2p.transfer.batch_wanted import Progress, Running, Wanted
+from kachery_p2p.transfer.batches import LoadOne
 from kachery_p2p.transfer.only import Only
 from kachery_p2p.transfer.progress import FETCHING, View
 from kachery_p2p.wire.operations import error_to_map
+from kachery_p2p.wire.packed_names import NO_ROOT, unpack
 
 # The object, verified; None if it is not in the store. Raises RootMismatchError.
 Local = Callable[[ContentHash, Root | None], Awaitable[Opened | None]]
@@ -70,19 +77,34 @@ class ManyApi:
 
 
 def _wanted(body: dict[str, Any]) -> list[Wanted]:
-    contents, roots = body["contents"], body["roots"]
-    if roots is None:
-        roots = [""] * len(contents)
+    contents = unpack(body["contents"], ContentHash.CHARS)
+    roots = [NO_ROOT] * len(contents)
+    if body["roots"] is not None:
+        roots = unpack(body["roots"], Root.CHARS)
+    if len(contents) > LOAD_MANY_MAX:
+        raise DaemonProtocolError(f"operation load_many: more than {LOAD_MANY_MAX} contents")
     if len(roots) != len(contents):
         raise DaemonProtocolError("operation load_many: there must be as many roots as contents")
     return [
-        Wanted(ContentHash(content), Root(root) if root else None)
+        Wanted(ContentHash(content), None if root == NO_ROOT else Root(root))
         for content, root in zip(contents, roots, strict=True)
     ]
 
 
 def _unseen(view: View) -> None:
     """How far one of many is, is not shown."""
+
+
+def many_fields(running: Running, now: float) -> dict[str, Any]:
+    """A running load of many as its fields in `status`."""
+    rate = running.progress.bytes / max(now - running.began, 0.1)
+    return {
+        "content": None,
+        "root": None,
+        **_fields(running.progress, running.files_total),
+        "rate": rate,
+        "sources": list(running.progress.sources)[:PEERS_MAX],
+    }
 
 
 class _Telling:
@@ -98,15 +120,18 @@ class _Telling:
         self._call.progress(self._look)
 
     def _look(self) -> dict[str, Any]:
-        files, byte_count, names = self._progress
-        return {
-            "phase": FETCHING,
-            "bytes": byte_count,
-            "verified": byte_count,
-            "files": files,
-            "files_total": self._count,
-            "sources": [] if self._call.guest is not None else list(names),
-        }
+        names = [] if self._call.guest is not None else list(self._progress.sources)
+        return {**_fields(self._progress, self._count), "sources": names}
+
+
+def _fields(progress: Progress, files_total: int) -> dict[str, Any]:
+    return {
+        "phase": FETCHING,
+        "bytes": progress.bytes,
+        "verified": progress.bytes,
+        "files": progress.files,
+        "files_total": files_total,
+    }
 
 
 def _told(outcomes: list[KacheryError | None]) -> dict[str, Any]:

@@ -24,16 +24,21 @@ from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.pace_link import PacedLink
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.network.successions import Successions
+from kachery_p2p.node.bucket_keeping import BucketKeeping
 from kachery_p2p.node.bucketing import Bucketing
 from kachery_p2p.node.feeding import Feeding
 from kachery_p2p.node.finding import Finding
+from kachery_p2p.node.history_looking import HistoryLooking
 from kachery_p2p.node.joining import InviteDesk, Joining
 from kachery_p2p.node.keeping import Keeping
+from kachery_p2p.node.log_mirroring import LogMirroring
 from kachery_p2p.node.mirroring import Mirroring
 from kachery_p2p.node.parts import NetworkParts, Parts
 from kachery_p2p.node.progress import count_given
+from kachery_p2p.node.providing import Providing
 from kachery_p2p.node.succession import Succession
 from kachery_p2p.node.supervise import supervise
+from kachery_p2p.node.wishes import Wishes
 from kachery_p2p.transfer.batches import Batches
 from kachery_p2p.transfer.bucket_holders import HoldersAndBuckets
 from kachery_p2p.transfer.download import Downloads
@@ -66,7 +71,7 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
 
         bulk = BulkSessions(plane, sessions)
         announcer = _announcer(parts, sessions, offers)
-        bucketing = Bucketing(parts)
+        bucketing = Bucketing(parts, sessions)
         await bucketing.look()
         buckets = bucketing.buckets
         holders = HoldersAndBuckets(sessions, paced, announcer, bulk, buckets=buckets)
@@ -81,6 +86,8 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
         network = NetworkParts(link, sessions, holders, downloads, server, bulk)
         network.bucketing = bucketing
         network.mirroring = Mirroring(parts, bucketing)
+        wishes = Wishes(parts, holders, downloads, network.mirroring)
+        Providing(sessions, bucketing, network.mirroring, wishes)
         network.batches = Batches(
             sessions=sessions,
             link=paced,
@@ -88,19 +95,31 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
             grants=parts.grants,
             announcements=announcer,
             bulk=bulk,
+            liars=downloads.liars,
+            is_loading=downloads.is_loading,
         )
         config_dir = parts.config.config_dir
-        network.feeds = Feeding(config_dir, parts.node_id, sessions, keep_running)
+        network.feeds = Feeding(config_dir, parts.node_id, sessions, keep_running, buckets)
+        network.histories = HistoryLooking(parts, sessions, histories, bucketing)
+        network.logs = LogMirroring(
+            parts, network.mirroring, network.feeds, network.histories.look_soon
+        )
         _look_after_channels(parts, network, me, histories, keep_running)
         await nursery.start(server.run)
+        nursery.start_soon(trio.to_thread.run_sync, parts.blobs.known_files.open_index)
         keep_running("saving addresses", lambda: _save_peers(parts, sessions))
         async with downloads.running(), sessions.running():
             await nursery.start(network.joining.run)
             keep_running("asking bootstrap nodes", network.finding.rendezvous.run)
+            keep_running("asking who is at bootstrap addresses", network.finding.places.run)
             keep_running("looking on the local network", network.finding.be_local)
             keep_running("announcing", announcer.run)
             keep_running("looking after buckets", bucketing.run)
             keep_running("filling buckets", network.mirroring.run)
+            keep_running("looking for histories in buckets", network.histories.run)
+            keep_running("putting logs into buckets", network.logs.run)
+            keep_running("keys of buckets", BucketKeeping(parts, network.mirroring).run)
+            keep_running("filling buckets for members", wishes.run)
             keep_running("watching bulk connections", bulk.watch_for_ever)
             keep_running("counting what is served", lambda: count_given(network))
             nursery.start_soon(_begin_feeds, parts, network)
@@ -139,7 +158,9 @@ def _look_after_channels(
     link, sessions, memberships = network.link, network.sessions, parts.memberships
     network.keeping = Keeping(config_dir, parts.key, label, memberships, histories, sessions)
     Admissions(link, me, InviteDesk(config_dir, memberships, network.keeping.record))
-    network.succession = Succession(config_dir, parts.key, label, memberships, parts.grants)
+    network.succession = Succession(
+        config_dir, parts.key, label, memberships, parts.grants, network.feeds
+    )
     successions = Successions(me, sessions, network.succession.follow)
     network.joining = Joining(config_dir, label, link, me, sessions)
     network.finding = Finding(parts, link, sessions)

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,13 @@ from kachery_p2p.errors import (
 from kachery_p2p.identity.keyring import load_or_create
 from kachery_p2p.identity.keys import NodeKey
 from kachery_p2p.limits import (
+    SCRATCH_SWEEP_S,
     SHARES_LOG_S,
     STOP_S_MAX,
 )
 from kachery_p2p.network.lean_import import empty_packages
 from kachery_p2p.network.memberships import Memberships
+from kachery_p2p.network.places import addresses_in
 from kachery_p2p.node.api import Api
 from kachery_p2p.node.channel_api import ChannelApi
 from kachery_p2p.node.config import NodeConfig
@@ -51,6 +54,7 @@ from kachery_p2p.node.vouching import keep_shares
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.index import Index
+from kachery_p2p.store.scratch import sweep_scratch
 from kachery_p2p.store.shares import take_shares
 
 if TYPE_CHECKING:
@@ -111,6 +115,7 @@ async def _serve(parts: Parts, key: NodeKey, announce: Announce, open_link: Open
         )
         await _take_shares(parts)
         nursery.start_soon(supervise, parts, "reading shares.log", _watch_shares_log, parts)
+        nursery.start_soon(supervise, parts, "sweeping scratch", _sweep_scratch, parts)
         if config.http is not None:
             # h11 and json, which a node without this door never needs.
             from kachery_p2p.node.http_door import serve_http_door
@@ -168,7 +173,8 @@ def _memberships(config: NodeConfig, announce: Announce) -> tuple[Memberships, t
     told = [address for channel in known for address in channel.bootstrap]
     histories = [load_history(config.config_dir, c.name) for c in known if c.kind == OWNED]
     told += [address for history in histories for address in history.roster.bootstrap]
-    return Memberships(channels, histories), tuple(dict.fromkeys([*config.bootstrap, *told]))
+    given = addresses_in(config.bootstrap, config.places_path)
+    return Memberships(channels, histories), tuple(dict.fromkeys([*given, *told]))
 
 
 # --- parts that run for ever -------------------------------------------------------------
@@ -179,6 +185,15 @@ async def _watch_shares_log(parts: Parts) -> None:
     while True:
         await trio.sleep(SHARES_LOG_S)
         await _take_shares(parts)
+
+
+async def _sweep_scratch(parts: Parts) -> None:
+    """What programs stored for some days only goes when they are over."""
+    config = parts.config
+    while True:
+        sweep = functools.partial(sweep_scratch, config.storage_dir, f"{config.config_dir}/state")
+        await trio.to_thread.run_sync(sweep, time.time())
+        await trio.sleep(SCRATCH_SWEEP_S)
 
 
 async def _take_shares(parts: Parts) -> None:

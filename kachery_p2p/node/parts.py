@@ -31,6 +31,8 @@ from kachery_p2p.transfer.sources import Holders
 
 if TYPE_CHECKING:
     from kachery_p2p.node.bucketing import Bucketing
+    from kachery_p2p.node.history_looking import HistoryLooking
+    from kachery_p2p.node.log_mirroring import LogMirroring
     from kachery_p2p.node.mirroring import Mirroring
 
 
@@ -47,6 +49,9 @@ class NetworkParts:
     batches: Batches
     bucketing: Bucketing
     mirroring: Mirroring
+    # Feeds and histories in buckets.
+    logs: LogMirroring
+    histories: HistoryLooking
 
     def __init__(
         self,

@@ -9,10 +9,14 @@ from typing import Any
 import trio
 
 from kachery_p2p.channels.channel import Channel
+from kachery_p2p.channels.group_invites import Card
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import LIAR_DROPPED_S
+from kachery_p2p.node.many_api import many_fields
 from kachery_p2p.node.parts import NetworkParts, Parts
 from kachery_p2p.node.progress import fields_of
 from kachery_p2p.version import __version__
+from kachery_p2p.wire.handshake import Hello
 
 
 def status_of(parts: Parts) -> dict[str, Any]:
@@ -79,9 +83,15 @@ def _peers(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]]:
             "label": session.label,
             "channels": [parts.channel_name(channel) for channel in sorted(session.channels)],
             "address": session.addresses[0] if session.addresses else None,
+            "card": card_text(session.peer, session.hello),
         }
         for session in network.sessions.all()
     ]
+
+
+def card_text(peer: NodeId, hello: Hello) -> str:
+    """What a client can let the peer into an access group by."""
+    return Card.spelled(peer, hello.exchange, hello.exchange_signature)
 
 
 def _loads(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]]:
@@ -94,7 +104,7 @@ def _loads(parts: Parts, network: NetworkParts | None) -> list[dict[str, Any]]:
             **fields_of(active.state, parts.channel_name, guest=False),
         }
         for active in network.downloads.active()
-    ]
+    ] + [many_fields(running, trio.current_time()) for running in network.batches.running.values()]
 
 
 def _serving(network: NetworkParts | None) -> list[dict[str, Any]]:
@@ -115,11 +125,14 @@ def _problems(parts: Parts, network: NetworkParts | None) -> list[str]:
         for node in network.sessions.book.unreached_by_user():
             why = network.sessions.problems.get(node, "no answer")
             problems.append(f"bootstrap node {node[:16]} is not reached: {why}")
+        problems.extend(network.finding.places.problems())
         problems.extend(network.joining.problems())
         problems.extend(network.bulk.problems())
         problems.extend(_dropped(parts, network))
         problems.extend(network.bucketing.problems())
         problems.extend(network.mirroring.problems())
+        problems.extend(network.logs.problems())
+        problems.extend(network.histories.problems())
     for channel in parts.channels:
         problems.extend(_channel_problems(parts, channel))
     pending = parts.grants.pending_count()

@@ -13,6 +13,7 @@ from kachery_p2p.channels.owned import follow_successor, load_history, succeed_o
 from kachery_p2p.errors import UnknownChannelError
 from kachery_p2p.identity.keys import NodeKey
 from kachery_p2p.network.memberships import Memberships
+from kachery_p2p.node.feeding import Feeding
 from kachery_p2p.store.grants import Grants
 
 
@@ -20,13 +21,20 @@ class Succession:
     """Replaces channels of this node by those that continue them; what is shared moves along."""
 
     def __init__(
-        self, config_dir: str, key: NodeKey, label: str, memberships: Memberships, grants: Grants
+        self,
+        config_dir: str,
+        key: NodeKey,
+        label: str,
+        memberships: Memberships,
+        grants: Grants,
+        feeds: Feeding,
     ) -> None:
         self._config_dir = config_dir
         self._key = key
         self._label = label
         self._memberships = memberships
         self._grants = grants
+        self._feeds = feeds
         self._changing = trio.Lock()
 
     async def take_over(self, channel_id: str) -> str:
@@ -69,6 +77,7 @@ class Succession:
             ]
 
         found = await trio.to_thread.run_sync(load)
+        await self._feeds.move_channel(old_id, new_id)
         self._memberships.drop(old_id)
         for channel, history in found:
             self._memberships.add(channel, history)

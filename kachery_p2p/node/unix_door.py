@@ -27,7 +27,6 @@ from typing import Any
 import trio
 
 from kachery_p2p.errors import (
-    ConfigError,
     DaemonAuthError,
     DaemonError,
     DaemonProtocolError,
@@ -43,16 +42,14 @@ from kachery_p2p.limits import (
     DOOR_WAITING_MAX,
 )
 from kachery_p2p.node.doors import Call, Handlers, Started, internal_error, run
-from kachery_p2p.node.guests import Group, give_to_group, group_named, is_in_group, user_name
+from kachery_p2p.node.guests import Group, group_named, is_in_group, user_name
 from kachery_p2p.node.slow_calls import SlowCalls
+from kachery_p2p.node.unix_socket import SOCKET_NAME, bind, open_private_directory
 from kachery_p2p.wire.codec import FrameDecoder, encode_frame
 from kachery_p2p.wire.operations import GUEST, OWNER, error_to_map, operation_named
 
 log = logging.getLogger(__name__)
 
-SOCKET_NAME = "daemon.sock"
-# struct sockaddr_un leaves 108 bytes on Linux and 104 on macOS, the final zero included.
-PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
 # A request carries one descriptor; room for a few more lets us close them instead of the kernel.
 DESCRIPTORS_MAX = 4
 
@@ -71,9 +68,9 @@ async def serve_unix_door(
     """
     path = os.path.join(config_dir, SOCKET_NAME)
     group = None if auth_group is None else group_named(auth_group)
-    directory = _open_private_directory(config_dir, group)
+    directory = open_private_directory(config_dir, group)
     try:
-        listening = _bind(path, directory, group)
+        listening = bind(path, directory, group)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         door = _Door(handlers, group)
         task_status.started(path)
@@ -86,65 +83,6 @@ async def serve_unix_door(
                 os.unlink(SOCKET_NAME, dir_fd=directory)
     finally:
         os.close(directory)
-
-
-def _open_private_directory(config_dir: str, group: Group | None) -> int:
-    """A descriptor of the directory, which afterwards nobody else may enter but the group.
-
-    The group may not list it: all it can reach is the socket, whose name it knows.
-    """
-    try:
-        os.makedirs(config_dir, mode=0o700, exist_ok=True)
-        directory = os.open(config_dir, os.O_RDONLY | os.O_DIRECTORY)
-        if group is not None:
-            give_to_group(config_dir, directory, group, 0o710)
-        elif stat.S_IMODE(os.fstat(directory).st_mode) & 0o077:
-            os.fchmod(directory, 0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"the configuration directory {config_dir} cannot be used: {error.strerror}",
-            hint="set KACHERY_P2P_CONFIG_DIR to a directory of your own",
-        ) from error
-    return directory
-
-
-def _bind(path: str, directory: int, group: Group | None) -> socket.socket:
-    _remove_stale(path, directory)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.bind(reachable(path, directory))
-        if group is not None:
-            os.chown(SOCKET_NAME, -1, group.gid, dir_fd=directory)
-        os.chmod(SOCKET_NAME, 0o600 if group is None else 0o660, dir_fd=directory)
-        listening.listen(128)
-    except OSError as error:
-        listening.close()
-        raise ConfigError(
-            f"no socket can be made at {path}: {error.strerror}",
-            hint="set KACHERY_P2P_CONFIG_DIR to a directory on a local disk",
-        ) from error
-    return listening
-
-
-def _remove_stale(path: str, directory: int) -> None:
-    try:
-        found = os.stat(SOCKET_NAME, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f"{path} is in the way: it is not a socket", hint="move it away")
-    os.unlink(SOCKET_NAME, dir_fd=directory)
-
-
-def reachable(path: str, directory: int) -> str:
-    """`path`, or a short way to it through an open descriptor of its directory."""
-    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
-        return path
-    if sys.platform != "linux":
-        raise ConfigError(
-            f"{path} is too long for a socket", hint="choose a shorter config directory"
-        )
-    return f"/proc/self/fd/{directory}/{SOCKET_NAME}"
 
 
 def peer_uid(connection: trio.socket.SocketType) -> int:
@@ -352,12 +290,28 @@ class _Connection:
 
     async def _serve_call(self, call: Call) -> None:
         """Run the handler; the answer is sent unless the client has gone meanwhile."""
+        unsent: memoryview | None = None
+
+        def reply_now(reply: dict[str, Any]) -> None:
+            nonlocal unsent
+            if call.attached is None:
+                data = _encoded(reply)
+                unsent = data[self._sent_at_once(data) :]
+
         reply = await run(
-            call, self._handlers, gone=self._wait_until_gone, tell=self._tell, slow=self._slow
+            call,
+            self._handlers,
+            gone=self._wait_until_gone,
+            tell=self._tell,
+            slow=self._slow,
+            reply_now=reply_now,
         )
         if reply is None:
             raise ConnectionResetError("the client left during its call")
-        await self._send(reply, call.attached)
+        if unsent is None:
+            await self._send(reply, call.attached)
+        elif unsent:
+            await self._send_bytes(unsent)
 
     async def _wait_until_gone(self) -> None:
         """Also when data comes: a client that sends during its call broke the protocol."""
@@ -380,15 +334,13 @@ class _Connection:
         return any(count)
 
     async def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        try:
-            data = memoryview(encode_frame(message))
-        except ValueError:
-            log.exception("an answer does not fit its frame")
-            data = memoryview(encode_frame({"error": error_to_map(internal_error())}))
+        data = _encoded(message)
         if descriptor is None:
             data = data[self._sent_at_once(data) :]
-            if not data:
-                return
+        if data:
+            await self._send_bytes(data, descriptor)
+
+    async def _send_bytes(self, data: memoryview, descriptor: int | None = None) -> None:
         with trio.fail_after(DOOR_REQUEST_S_MAX):
             if descriptor is not None:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))
@@ -400,10 +352,19 @@ class _Connection:
         """How many bytes the socket took without waiting; most answers fit whole."""
         try:
             return os.write(self._socket.fileno(), data)
-        except BlockingIOError:
+        except OSError:
+            # It is full, or the client has gone: that shows when the rest is sent.
             return 0
 
     async def say_last(self, message: dict[str, Any]) -> None:
         """Best effort, just before the connection is closed."""
         with contextlib.suppress(OSError, trio.TooSlowError):
             await self._send(message)
+
+
+def _encoded(message: dict[str, Any]) -> memoryview:
+    try:
+        return memoryview(encode_frame(message))
+    except ValueError:
+        log.exception("an answer does not fit its frame")
+        return memoryview(encode_frame({"error": error_to_map(internal_error())}))
