@@ -18,7 +18,6 @@ ABSENT = {
         "_run_task": _TASKS,
         "setup_colab_ephemeral": _HUB,
         "config_ephemeral_node": _HUB,
-        "ShellScript": "it ran scripts and had nothing to do with files: use subprocess",
     },
     "kachery_cloud": {
         "TaskBackend": _TASKS,
@@ -27,6 +26,10 @@ ABSENT = {
         " stored, or `kachery-p2p share` what was stored with `local=True`",
     },
     "kachery": {},
+    "kachery_p2p": {
+        "TestDaemon": "it tested kachery-p2p itself: `kachery-p2p start --background` runs a node",
+        "cli": "the command is the program `kachery-p2p`",
+    },
 }
 
 
@@ -40,3 +43,21 @@ def missing(package: str, name: str) -> AttributeError:
 def gone(what: str, instead: str) -> NoReturn:
     """Raise the error for a call that only a server of the authors could answer."""
     raise ServiceGoneError(f"{what} was done by a server that no longer exists", hint=instead)
+
+
+# What kachery-p2p exported before version 1 and this package does not, at least not here.
+_MOVED = (
+    *("start_daemon", "stop_daemon", "join_channel", "leave_channel", "ShellScript"),
+    *("TestDaemon", "cli", "_experimental_config", "_kachery_storage_dir", "_kachery_temp_dir"),
+    "__protocol_version__",
+)
+
+
+def moved(name: str) -> AttributeError:
+    """What to raise for a name that `kachery_p2p` itself has not."""
+    text = f"module 'kachery_p2p' has no attribute {name!r}"
+    if name in ABSENT["kachery_p2p"]:
+        return missing("kachery_p2p", name)
+    if name in _MOVED:
+        text += ": it is in kachery_p2p.compat.kachery_p2p, with all that 0.5 to 0.8 had"
+    return AttributeError(text)

@@ -32,7 +32,12 @@ def load_listed_range(wanted: Uri, start: int, end: int, source: Source) -> byte
     pieces = []
     for chunk in listed.covering(start, end):
         data = load_bytes(
-            uri, chunk.start, chunk.end, from_channel=source.channel, verify="provider"
+            uri,
+            chunk.start,
+            chunk.end,
+            from_channel=source.channel,
+            from_node=source.node,
+            verify="provider",
         )
         verify_listed_chunk(chunk, data)
         pieces.append(data[max(start - chunk.start, 0) : end - chunk.start])
@@ -66,7 +71,9 @@ def load_chunk(wanted: Uri, source: Source) -> str:
     assert wanted.chunk_of is not None
     whole, start, end = wanted.chunk_of
     try:
-        return load_file(f"sha1://{wanted.content}", from_channel=source.channel)
+        return load_file(
+            f"sha1://{wanted.content}", from_channel=source.channel, from_node=source.node
+        )
     except NotFoundError:
         pass
     path = find_here(Uri(whole), source)
@@ -76,7 +83,12 @@ def load_chunk(wanted: Uri, source: Source) -> str:
         data = read_range(path, start, end)
     else:
         data = load_bytes(
-            f"sha1://{whole}", start, end, from_channel=source.channel, verify="provider"
+            f"sha1://{whole}",
+            start,
+            end,
+            from_channel=source.channel,
+            from_node=source.node,
+            verify="provider",
         )
     if sha1_of(data) != wanted.content:
         raise VerificationError(f"bytes {start} to {end} of sha1://{whole} are not this chunk")

@@ -29,22 +29,6 @@ def delete_mutable_folder(key: str, *, project_id: str | None = None) -> None:
     gone("sharing mutables", _MUTABLES)
 
 
-_GROUPS = (
-    "share the file in a channel of its members only: who is no member learns neither hash nor"
-    " content"
-)
-
-
-def encrypt_uri(uri: str, *, access_group: str) -> str:
-    """ServiceGoneError: only the server could encrypt for a group."""
-    gone("encrypting for an access group", _GROUPS)
-
-
-def decrypt_uri(uri: str) -> str:
-    """ServiceGoneError: only the server could decrypt."""
-    gone("decrypting for an access group", _GROUPS)
-
-
 def admin_delete_file(uri: str) -> None:
     """ServiceGoneError: there is no bucket of everybody's."""
     gone("deleting from the common bucket", "`kachery-p2p unshare` or `kachery-p2p rm`")

@@ -101,9 +101,15 @@ def record(uri: str, source: Source, recursive: bool) -> dict[str, Any] | None:
     return _without_deeper(found.record(), recursive)
 
 
-def record_of_path(path: str, algorithm: str, recursive: bool) -> dict[str, Any]:
-    """The same for a directory on this computer; its files are read, and not stored."""
+def record_of_path(
+    path: str, algorithm: str, recursive: bool, annex: bool = False
+) -> dict[str, Any]:
+    """The same for a directory on this computer; its files are read, and not stored.
+
+    With `annex` links of git-annex stand for what their keys say, and .git is left out.
+    """
     from kachery_p2p.compat.old_stores import hash_of
+    from kachery_p2p.compat.trees import LEFT_OUT, annex_key
 
     files: dict[str, Any] = {}
     dirs: dict[str, Any] = {}
@@ -113,8 +119,13 @@ def record_of_path(path: str, algorithm: str, recursive: bool) -> dict[str, Any]
         reason = (error.strerror or str(error)).lower()
         raise SourceFileError(f"the directory {path} cannot be read: {reason}") from error
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            inner = record_of_path(entry.path, algorithm, recursive) if recursive else {}
+        if annex and (key := annex_key(entry.path)) is not None:
+            kind = "md5" if isinstance(key.content, Md5) else "sha1"
+            files[entry.name] = {"size": key.size, kind: str(key.content)}
+        elif entry.is_dir(follow_symlinks=False):
+            if annex and entry.name in LEFT_OUT:
+                continue
+            inner = record_of_path(entry.path, algorithm, recursive, annex) if recursive else {}
             dirs[entry.name] = inner
         elif entry.is_file():
             size = entry.stat().st_size

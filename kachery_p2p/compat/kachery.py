@@ -98,7 +98,7 @@ def store_file(
 ) -> str:
     """Store a copy of the file, which may be given by a URI; its URI.
 
-    `git_annex_mode` needs nothing: links of git-annex are followed, as any.
+    `git_annex_mode` needs nothing for a file: its link is followed, as any.
     """
     path = _one_of("path", path, "filename", filename)
     if _is_2019(basename, settings, label, local, uri_type):
@@ -155,10 +155,14 @@ def store_object(
 def store_dir(
     dirpath: str, label: str | None = None, git_annex_mode: bool = False, **settings: Any
 ) -> str:
-    """Store a copy of every file in the directory and below; `sha1dir://H.LABEL`."""
+    """Store a copy of every file in the directory and below; `sha1dir://H.LABEL`.
+
+    `md5dir://` with `algorithm="md5"`. With `git_annex_mode` links of git-annex stand for
+    what their keys say, without a copy, and .git is left out.
+    """
     from kachery_p2p.compat import named
 
-    return named.store_dir(dirpath, label, Call(settings))
+    return named.store_dir(dirpath, label, Call(settings), git_annex_mode)
 
 
 def _stored(
@@ -305,7 +309,8 @@ def read_dir(
 
     if "dir://" in path[:10]:
         return directories.record(path, _source(settings), recursive)
-    return directories.record_of_path(path, Call(settings).algorithm, recursive)
+    algorithm = Call(settings).algorithm
+    return directories.record_of_path(path, algorithm, recursive, git_annex_mode)
 
 
 def get_file_info(path: str, hash_only: bool = False, **settings: Any) -> dict[str, Any] | None:

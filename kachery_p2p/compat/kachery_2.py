@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from kachery_p2p.compat import systems, text_mutables
@@ -106,7 +105,7 @@ def get_kachery_dir(*, respect_sandbox: bool = True) -> str:
     """The package's directory (KACHERY_DIR, or ~/.kachery), or that of the sandbox."""
     sandbox = systems.sandbox_of(KACHERY_2) if respect_sandbox else None
     directory = sandbox or systems.directory_of(KACHERY_2)
-    os.makedirs(directory, exist_ok=True)
+    systems.make_directories(KACHERY_2, directory)
     return directory
 
 

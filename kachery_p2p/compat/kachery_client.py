@@ -9,7 +9,6 @@ share in the channels of the share list. Feeds, subfeeds and mutables are those 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kachery_p2p.client.mutables import delete, get, set
@@ -18,7 +17,7 @@ from kachery_p2p.compat.absent import missing
 from kachery_p2p.compat.client_uris import KacheryUri, build_uri, parse_uri
 from kachery_p2p.compat.labelled import told
 from kachery_p2p.compat.loading import Source, load, load_range, load_value
-from kachery_p2p.compat.placing import Place, put_bytes, put_file
+from kachery_p2p.compat.placing import Place, put_bytes, put_file, put_into_bucket
 from kachery_p2p.errors import LoadFileError, NotFoundError
 from kachery_p2p.version import __version__
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from kachery_p2p.client.feeds import Feed
     from kachery_p2p.client.subfeeds import Subfeed
     from kachery_p2p.compat.direct_client import DirectClient, EphemeralClient
+    from kachery_p2p.compat.shell_scripts import ShellScript
 
 __all__ = [
     "store_file",
@@ -65,6 +65,7 @@ __all__ = [
     "EphemeralClient",
     "enable_ephemeral",
     "TemporaryDirectory",
+    "ShellScript",
     "LoadFileError",
     "__version__",
 ]
@@ -222,23 +223,8 @@ def upload_file(path_or_uri: str, *, channel: str, single_chunk: bool = False) -
     contents = [one for one in (wanted.content, wanted.manifest) if one is not None]
     share_stored(contents, channels)
     for name in channels or ():
-        _put_into_bucket(contents, name)
+        put_into_bucket([f"sha1://{content}" for content in contents], name)
     return uri
-
-
-def _put_into_bucket(contents: Iterable[str], channel: str) -> None:
-    from kachery_p2p.channels.bucket_settings import read_bucket
-    from kachery_p2p.client import settings
-
-    # The computer of a daemon that is elsewhere looks after its bucket.
-    if settings.daemon_address() is not None:
-        return
-    if read_bucket(settings.config_dir(), channel) is None:
-        return
-    from kachery_p2p.client import uploading
-
-    for content in contents:
-        uploading.upload_file(f"sha1://{content}", channel)
 
 
 def upload_text(
@@ -385,4 +371,8 @@ def __getattr__(name: str) -> Any:
         from kachery_p2p.compat import direct_client
 
         return getattr(direct_client, name)
+    if name == "ShellScript":
+        from kachery_p2p.compat.shell_scripts import ShellScript
+
+        return ShellScript
     raise missing("kachery_client", name)

@@ -15,10 +15,8 @@ from kachery_p2p.compat.absent import missing
 from kachery_p2p.compat.calls import CLOUD_CALLS as _calls
 from kachery_p2p.compat.cloud_gone import (
     admin_delete_file,
-    decrypt_uri,
     delete_mutable,
     delete_mutable_folder,
-    encrypt_uri,
     get_mutable,
     initiate_zenodo_upload,
     set_mutable,
@@ -32,6 +30,7 @@ from kachery_p2p.compat.cloud_requests import (
     request_pkl_experimental,
     request_text_experimental,
 )
+from kachery_p2p.compat.encrypted import decrypt_uri, encrypt_uri
 from kachery_p2p.compat.labelled import Form
 from kachery_p2p.compat.systems import CLOUD
 from kachery_p2p.version import __version__
@@ -349,11 +348,9 @@ def get_project_id() -> str | None:
 
 def get_kachery_cloud_dir(*, respect_sandbox: bool = True) -> str:
     """The package's directory (KACHERY_CLOUD_DIR, or ~/.kachery-cloud), or that of the sandbox."""
-    import os
-
     sandbox = systems.sandbox_of(CLOUD) if respect_sandbox else None
     directory = sandbox or systems.directory_of(CLOUD)
-    os.makedirs(directory, exist_ok=True)
+    systems.make_directories(CLOUD, directory)
     return directory
 
 

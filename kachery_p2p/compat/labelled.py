@@ -98,6 +98,7 @@ class Labelled:
         sandbox = systems.sandbox_of(self.system)
         if sandbox is not None:
             return Place([], sandbox=sandbox)
+        systems.share_store(self.system)
         if local:
             return PRIVATE
         from kachery_p2p.compat.zones import zone_to_store
@@ -184,13 +185,13 @@ def to_web_directory(filename: str, form: Form, directory: str, prefix: str | No
     """
     from kachery_p2p.client.files import load_file, open_stored
     from kachery_p2p.store.copying import copy_whole
-    from kachery_p2p.store.durable import writing_to
+    from kachery_p2p.store.durable import DurableDirectories, writing_to
 
     content = put_file(filename, PRIVATE)
-    target = os.path.join(directory, "sha1", content)
+    target = os.path.join(os.path.abspath(directory), "sha1", content)
     if not os.path.exists(target):
         with writing_to(directory):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+            DurableDirectories(os.path.abspath(directory)).make(os.path.dirname(target))
         # Of what was stored, which has the hash: the file may have been changed since.
         descriptor = open_stored(load_file(f"sha1://{content}"))
         try:

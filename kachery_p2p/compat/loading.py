@@ -47,6 +47,8 @@ class Source(NamedTuple):
     channel: str | None = None
     # Look here first.
     sandbox: str | None = None
+    # Ask only this node.
+    node: str | None = None
 
 
 def load(uri: str, source: Source, dest: str | None = None) -> str | None:
@@ -123,7 +125,7 @@ def open_content(uri: str, source: Source) -> BinaryIO | None:
         path = _found(uri, source)
         return None if path is None else open(path, "rb")
     try:
-        return open_uri(_plain(uri), from_channel=source.channel)
+        return open_uri(_plain(uri), from_channel=source.channel, from_node=source.node)
     except NotFoundError as error:
         _warn_unasked(error)
         return None
@@ -134,11 +136,15 @@ def size_elsewhere(uri: str, source: Source) -> int | None:
 
     Only of URIs that say a SHA-1 themselves: by other names nobody can be asked.
     """
-    from kachery_p2p.client.files import find_file
+    from kachery_p2p.client.files import find_file, is_encrypted_uri
 
+    if is_encrypted_uri(uri):
+        from kachery_p2p.compat import encrypted
+
+        return encrypted.size_elsewhere(uri, source)
     if not _is_content(uri):
         return None
-    found = find_file(_plain(uri), from_channel=source.channel)
+    found = find_file(_plain(uri), from_channel=source.channel, from_node=source.node)
     return None if found.local else found.size
 
 
@@ -193,10 +199,9 @@ def _find_parsed(uri: str, source: Source) -> str | None:
         url = named.url if isinstance(named, schemes.WebUri) else web.github_url(named)
         return web.load_page(url)
     if isinstance(named, schemes.EncryptedUri):
-        raise ServiceGoneError(
-            "the hash in a sha1-enc:// URI of kachery-cloud could only be read by its server",
-            hint="ask its author for the sha1:// URI",
-        )
+        from kachery_p2p.compat import encrypted
+
+        return encrypted.find(uri, source)
     raise UriError("the URI names a feed, not a file", hint="use load_feed or load_subfeed")
 
 
@@ -209,7 +214,11 @@ def find_content(wanted: Uri, source: Source) -> str | None:
         from kachery_p2p.compat import chunks
 
         return chunks.load_chunk(wanted, source)
-    return load_file(format_uri(wanted._replace(location=None)), from_channel=source.channel)
+    return load_file(
+        format_uri(wanted._replace(location=None)),
+        from_channel=source.channel,
+        from_node=source.node,
+    )
 
 
 def find_here(wanted: Uri, source: Source) -> str | None:
@@ -283,7 +292,9 @@ def _fetched_range(uri: str, start: int, end: int, source: Source) -> bytes | No
     try:
         if wanted.manifest is not None and wanted.root is None:
             return chunks.load_listed_range(wanted, start, end, source)
-        return load_bytes(_plain(uri), start, end, from_channel=source.channel)
+        return load_bytes(
+            _plain(uri), start, end, from_channel=source.channel, from_node=source.node
+        )
     except NotFoundError as error:
         _warn_unasked(error)
         return None

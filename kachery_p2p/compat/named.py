@@ -8,13 +8,13 @@ from typing import Any
 from kachery_p2p.client.files import find_local
 from kachery_p2p.compat import names, systems
 from kachery_p2p.compat.loading import Source, load, size_elsewhere
-from kachery_p2p.compat.placing import Place, put_bytes, put_file
+from kachery_p2p.compat.placing import Place, put_bytes, put_file, put_into_bucket
 from kachery_p2p.compat.servers import Call
 from kachery_p2p.compat.uri_forms import format_named
 from kachery_p2p.content.directories import FileEntry
 from kachery_p2p.content.hashes import ContentHash, Md5
 from kachery_p2p.content.uris import Uri, parse_uri
-from kachery_p2p.errors import NotFoundError, UnsupportedValueError
+from kachery_p2p.errors import NotFoundError
 
 STYLE = "2019"
 
@@ -61,22 +61,22 @@ def _md5_uri(md5: Md5, name: str, content: ContentHash) -> str:
     return f"md5://{md5}/{name}"
 
 
-def store_dir(dirpath: str, label: str | None, call: Call) -> str:
-    """Store a directory; `sha1dir://H.LABEL`. UnsupportedValueError in a sandbox, or by MD5."""
-    if call.algorithm == "md5":
-        raise UnsupportedValueError(
-            "directories are stored by sha1 only",
-            hint="leave out algorithm='md5': the files of old md5dir:// lists are still loaded",
-        )
+def store_dir(dirpath: str, label: str | None, call: Call, annex: bool = False) -> str:
+    """Store a directory; `sha1dir://H.LABEL`, or `md5dir://`. `annex` is `git_annex_mode`."""
     place = call.place()
-    if place.sandbox is not None or place.keep_days is not None:
-        where = "a sandbox" if place.sandbox is not None else "the zone scratch"
-        raise UnsupportedValueError(
-            f"directories cannot be stored in {where}", hint="store its files one by one"
-        )
-    from kachery_p2p.client.directories import store_dir as store
+    plain = place.sandbox is None and place.keep_days is None
+    if plain and not annex and call.algorithm == "sha1":
+        from kachery_p2p.client.directories import store_dir as store
 
-    return store(dirpath, label, channels=place.channels)
+        uri = store(dirpath, label, channels=place.channels)
+        if place.bucket is not None:
+            put_into_bucket([uri], place.bucket)
+        return uri
+    from kachery_p2p.client.storing import label_of
+    from kachery_p2p.compat import trees
+
+    label = label_of(os.fspath(dirpath), label)
+    return trees.store_directory(dirpath, label, place, md5=call.algorithm == "md5", annex=annex)
 
 
 def file_info(path: str, call: Call) -> dict[str, Any] | None:

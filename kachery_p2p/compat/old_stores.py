@@ -5,6 +5,7 @@
     DIR/ipfs/xx/yy/zz/CID               the first kachery-cloud, by the last six characters
     DIR/linked_files/sha1/aa/bb/cc/H    kachery-cloud and kachery 2, files that were linked
     DIR/sha1/aa/bb/cc/H.link            kachery-p2p and kachery-client, the same
+    DIR/sha1/aa/bb/cc/H.hints.json      the first kachery, files that it had hashed; md5/ likewise
 
 Nothing here is ever written or changed. Directories are trusted as the store is, but what a
 link names is read first: the file may have been changed since.
@@ -13,14 +14,18 @@ link names is read first: the file may have been changed since.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from kachery_p2p.client import settings
 from kachery_p2p.compat import systems
 from kachery_p2p.compat.warned import warn
 from kachery_p2p.content.hashes import Cid, ContentHash, Md5
 from kachery_p2p.limits import OLD_FILES_KNOWN_MAX
-from kachery_p2p.store.paths import blob_path, old_link_paths
+from kachery_p2p.store.paths import blob_path
+
+if TYPE_CHECKING:
+    from kachery_p2p.store.old_links import OldLink
 
 
 def find(content: ContentHash) -> str | None:
@@ -28,23 +33,37 @@ def find(content: ContentHash) -> str | None:
     for path in _sha1_paths(content):
         if os.path.isfile(path):
             return path
+    from kachery_p2p.store.old_links import old_hints, old_links
+
     for directory in systems.extra_stores():
-        if any(os.path.exists(path) for path in old_link_paths(directory, content)):
-            found = _linked(directory, content)
+        found = _linked(old_links(directory, content), content)
+        if found is not None:
+            return found
+    for directory in systems.hash_directories("sha1"):
+        for path in _in_hash_directory(directory, content):
+            found = _linked(old_hints(f"{path}.hints.json", "sha1", content), content)
             if found is not None:
                 return found
     return None
 
 
 def find_md5(md5: Md5) -> str | None:
-    """The path of a content that the first kachery stored by its MD5."""
+    """The path of a content that the first kachery stored, or noted, by its MD5."""
+    from kachery_p2p.store.old_links import old_hints
+
     paths = [
         f"{directory}/md5/{md5[:2]}/{md5[2:4]}/{md5[4:6]}/{md5}"
         for directory in (settings.storage_dir(), *systems.extra_stores())
     ]
     for directory in systems.hash_directories("md5"):
         paths += _in_hash_directory(directory, md5)
-    return next((path for path in paths if os.path.isfile(path)), None)
+    for path in paths:
+        if os.path.isfile(path):
+            return path
+        for hint in old_hints(f"{path}.hints.json", "md5", md5):
+            if _has_size(hint) and hash_of(hint.path, "md5") == md5:
+                return hint.path
+    return None
 
 
 def find_cid(cid: Cid) -> str | None:
@@ -103,13 +122,15 @@ def _in_hash_directory(directory: str, name: str) -> list[str]:
     ]
 
 
-def _linked(directory: str, content: ContentHash) -> str | None:
-    from kachery_p2p.store.old_links import old_links
+def _has_size(link: OldLink) -> bool:
+    return os.path.isfile(link.path) and os.path.getsize(link.path) == link.size
 
-    for link in old_links(directory, content):
+
+def _linked(links: Iterable[OldLink], content: ContentHash) -> str | None:
+    for link in links:
         if not os.path.exists(link.path):
             continue
-        if os.path.getsize(link.path) == link.size and is_file_of(link.path, content):
+        if _has_size(link) and is_file_of(link.path, content):
             return link.path
         warn(f"{link.path} was linked as sha1://{content}, and has other bytes now")
     return None

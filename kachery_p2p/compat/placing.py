@@ -9,6 +9,7 @@ in a sandbox, shared with nobody, and removed              see `systems.use_sand
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from kachery_p2p.client import settings
@@ -31,6 +32,8 @@ class Place(NamedTuple):
     sandbox: str | None = None
     # Let the file stand for its content instead of copying it.
     linked: bool = False
+    # The channel into whose bucket it is put too, before the call returns.
+    bucket: str | None = None
 
 
 PRIVATE = Place(channels=[])
@@ -38,7 +41,8 @@ PRIVATE = Place(channels=[])
 
 def place_of(zone: zones.Zone) -> Place:
     """Where what is stored in a zone goes."""
-    return Place(zone.channels, zone.keep_days)
+    bucket = None if zone.bucket is None else zone.channel
+    return Place(zone.channels, zone.keep_days, bucket=bucket)
 
 
 def put_file(path: str, place: Place) -> ContentHash:
@@ -52,7 +56,7 @@ def put_file(path: str, place: Place) -> ContentHash:
 
         return scratch.put_file(path, place.channels, place.keep_days)
     put = storing.link_path if place.linked else storing.store_path
-    return _content(put(path, _NAME, place.channels))
+    return _kept(put(path, _NAME, place.channels), place)
 
 
 def put_bytes(data: bytes, place: Place) -> ContentHash:
@@ -65,13 +69,33 @@ def put_bytes(data: bytes, place: Place) -> ContentHash:
         from kachery_p2p.compat import scratch
 
         return scratch.put_bytes(data, place.channels, place.keep_days)
-    return _content(storing.store_value(data, _NAME, place.channels))
+    return _kept(storing.store_value(data, _NAME, place.channels), place)
 
 
-def _content(uri: str) -> ContentHash:
+def _kept(uri: str, place: Place) -> ContentHash:
     from kachery_p2p.content.uris import parse_uri
 
+    if place.bucket is not None:
+        put_into_bucket([uri], place.bucket)
     return parse_uri(uri).content
+
+
+def put_into_bucket(uris: Iterable[str], channel: str) -> None:
+    """Put what was stored into the channel's bucket, if it has one that this computer looks after.
+
+    Raises BucketError if it could not be put there now.
+    """
+    from kachery_p2p.channels.bucket_settings import read_bucket
+
+    # The computer of a daemon that is elsewhere looks after its bucket.
+    if settings.daemon_address() is not None:
+        return
+    if read_bucket(settings.config_dir(), channel) is None:
+        return
+    from kachery_p2p.client import uploading
+
+    for uri in uris:
+        uploading.upload_file(uri, channel)
 
 
 def find_in_sandbox(sandbox: str, content: ContentHash) -> str | None:

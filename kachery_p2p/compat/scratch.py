@@ -1,9 +1,9 @@
 """The zone `scratch`: what is stored there is removed after some days.
 
 A copy is put into STORE/.scratch and linked, so it is loaded and shared like any other file.
-Files are removed by the time of their last storing when something is stored there later, or by
-`sweep`. A content that is stored outside of the zone too is an object of its own in the
-store, which nothing here touches.
+Its time of modification is when it is to be removed: by the daemon, which looks every hour, or
+when something is stored there later. A content that is stored outside of the zone too is an
+object of its own in the store, which nothing here touches.
 """
 
 from __future__ import annotations
@@ -48,44 +48,25 @@ def put_bytes(data: bytes, channels: list[str] | None, keep_days: float) -> Cont
             os.unlink(copy)
 
 
-def sweep(keep_days: float, now: float | None = None) -> int:
-    """Remove what was stored more than `keep_days` ago; how many files."""
-    oldest = (time.time() if now is None else now) - keep_days * _DAY_S
-    removed = 0
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(_directory()):
-            if entry.stat().st_mtime < oldest:
-                os.unlink(entry.path)
-                _end_link(entry.name, entry.path)
-                removed += 1
-    return removed
+def sweep(now: float | None = None) -> int:
+    """Remove what was to be kept until `now`, which is this moment; how many files."""
+    from kachery_p2p.store.scratch import sweep_scratch
 
-
-def _end_link(name: str, path: str) -> None:
-    """Forget that the file stood for its content; what the user linked elsewhere stays."""
-    from kachery_p2p.store.index import Index
-    from kachery_p2p.store.links import Links
-
-    if len(name) != ContentHash.CHARS:  # what a killed process left
-        return
-    index = Index(os.path.join(settings.state_dir(), "index.db"))
-    links = Links(os.path.join(settings.state_dir(), "links.db"), settings.storage_dir(), index)
-    try:
-        link = links.get(ContentHash(name))
-        if link is not None and link.path == path:
-            links.drop(link.content)
-    finally:
-        links.close()
-        index.close()
+    at = time.time() if now is None else now
+    return sweep_scratch(settings.storage_dir(), settings.state_dir(), at)
 
 
 def _linked(copy: str, channels: list[str] | None, keep_days: float) -> ContentHash:
     from kachery_p2p.client.storing import link_path
     from kachery_p2p.compat.old_stores import hash_of
 
-    sweep(keep_days)
+    sweep()
     content = ContentHash(hash_of(copy))
     path = os.path.join(_directory(), content)
+    # As objects are: whoever shares the store directory may read it.
+    os.chmod(copy, 0o444)
+    until = time.time() + keep_days * _DAY_S
+    os.utime(copy, (until, until))
     # The newer copy takes the place of an older one, so that it stays for as long as it should.
     os.rename(copy, path)
     link_path(path, "file", channels)
@@ -93,12 +74,15 @@ def _linked(copy: str, channels: list[str] | None, keep_days: float) -> ContentH
 
 
 def _new_path() -> str:
-    from kachery_p2p.store.durable import writing_to
+    from kachery_p2p.store.durable import DurableDirectories, writing_to
 
+    # As open as the store directory: others may store there too.
     with writing_to(_directory()):
-        os.makedirs(_directory(), exist_ok=True)
+        DurableDirectories(settings.storage_dir()).make(_directory())
     return os.path.join(_directory(), f".{os.urandom(8).hex()}")
 
 
 def _directory() -> str:
-    return os.path.join(settings.storage_dir(), ".scratch")
+    from kachery_p2p.store.scratch import scratch_dir
+
+    return scratch_dir(settings.storage_dir())

@@ -5,6 +5,7 @@ Never kept, as in `client.settings`: programs (Spyglass, for one) change them be
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -13,6 +14,10 @@ from kachery_p2p.errors import ConfigError
 # How URIs are written. 2019 and client: sha1://H/name, with ?manifest= for large files.
 # cloud and 2024: sha1://H?label=name. ipfs, the first kachery-cloud: ipfs://CID.
 STYLES = ("2019", "client", "cloud", "2024", "ipfs")
+
+
+# The group may write, and what is made inside is the group's.
+_MANY_USERS = 0o2775
 
 
 class System(NamedTuple):
@@ -52,6 +57,30 @@ def is_multi_user(system: System) -> bool:
     return any(os.environ.get(name) == "1" for name in system.multi_user)
 
 
+def make_directories(system: System, path: str) -> None:
+    """Make a directory with its parents; if there are many users, for the group to write."""
+    made = []
+    while not os.path.isdir(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(made):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory)
+            if is_multi_user(system):
+                os.chmod(directory, _MANY_USERS)
+
+
+def share_store(system: System) -> None:
+    """If there are many users, a store directory that is made now is one for its group."""
+    if not is_multi_user(system):
+        return
+    from kachery_p2p.client import settings
+    from kachery_p2p.store.durable import writing_to
+
+    with writing_to(settings.storage_dir()):
+        make_directories(system, settings.storage_dir())
+
+
 def sandbox_of(system: System) -> str | None:
     """The directory that everything goes into, and nothing leaves, if that is switched on."""
     if os.environ.get(system.use_sandbox) != "1":
@@ -74,7 +103,7 @@ def use_sandbox(system: System, use: bool) -> None:
     sandbox = sandbox_of(system)
     assert sandbox is not None
     if not os.path.exists(sandbox):
-        os.makedirs(sandbox)
+        make_directories(system, sandbox)
         _remove_at_exit(sandbox)
 
 
@@ -133,5 +162,8 @@ def extra_stores() -> list[str]:
 
 def hash_directories(algorithm: str) -> list[str]:
     """Directories of the first kachery that hold one kind of hashes: SHA1_CACHE_DIR and others."""
-    names = {"sha1": ("SHA1_CACHE_DIR", "KBUCKET_CACHE_DIR"), "md5": ("MD5_CACHE_DIR",)}[algorithm]
+    names = {
+        "sha1": ("SHA1_CACHE_DIR", "KBUCKET_CACHE_DIR", "KACHERY_BOOTSTRAP_MOUNTAINTOOLS_DIR"),
+        "md5": ("MD5_CACHE_DIR",),
+    }[algorithm]
     return [path for name in names if (path := os.environ.get(name))]

@@ -10,7 +10,13 @@ import contextlib
 import os
 import shutil
 
-from kachery_p2p.compat.systems import System, directory_of, is_multi_user, sandbox_of
+from kachery_p2p.compat.systems import (
+    System,
+    directory_of,
+    is_multi_user,
+    make_directories,
+    sandbox_of,
+)
 from kachery_p2p.content.hashes import quoted
 from kachery_p2p.content.uris import check_label
 from kachery_p2p.errors import (
@@ -22,7 +28,6 @@ from kachery_p2p.errors import (
 from kachery_p2p.limits import TEXT_MUTABLE_CHARS_MAX
 
 _FILE_MODE = 0o664
-_DIRECTORY_MODE = 0o2775
 
 
 def set_text(system: System, key: str, value: str) -> None:
@@ -39,7 +44,7 @@ def set_text(system: System, key: str, value: str) -> None:
     path = _path(system, key)
     temporary = f"{os.path.dirname(path)}/.{os.urandom(8).hex()}.tmp"
     with writing_to(path):
-        _make_directories(system, os.path.dirname(path))
+        make_directories(system, os.path.dirname(path))
         try:
             with open(temporary, "xb") as file:
                 if is_multi_user(system):
@@ -101,15 +106,3 @@ def _parts(key: str) -> list[str]:
 
 def _top(system: System) -> str:
     return os.path.join(sandbox_of(system) or directory_of(system), "mutables")
-
-
-def _make_directories(system: System, path: str) -> None:
-    made = []
-    while not os.path.isdir(path):
-        made.append(path)
-        path = os.path.dirname(path)
-    for directory in reversed(made):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory)
-            if is_multi_user(system):
-                os.chmod(directory, _DIRECTORY_MODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote
 
@@ -9,9 +10,11 @@ from kachery_p2p.compat.placing import Place, put_bytes
 from kachery_p2p.content.hashes import ContentHash
 
 if TYPE_CHECKING:
-    from kachery_p2p.content.chunk_lists import Form
+    from kachery_p2p.content.chunk_lists import ChunkListBuilder, Form
 
 _READ_BYTES = 1 << 20
+# The first kachery listed the chunks of a first chunk above this too.
+_FIRST_BYTES_MAX = 10_000_000
 
 
 def format_named(content: ContentHash, name: str | None, style: str, place: Place) -> str:
@@ -49,9 +52,7 @@ def _cid(content: ContentHash, place: Place) -> str:
 
 def _chunk_list(content: ContentHash, style: str, place: Place) -> ContentHash | None:
     """The hash of the list of the content's chunks, now stored; None for a small file."""
-    import os
-
-    from kachery_p2p.content.chunk_lists import KACHERY, KACHERY_P2P, ChunkListBuilder
+    from kachery_p2p.content.chunk_lists import KACHERY, KACHERY_P2P
 
     form = KACHERY if style == "2019" else KACHERY_P2P
     with _opened(content, place) as file:
@@ -59,20 +60,39 @@ def _chunk_list(content: ContentHash, style: str, place: Place) -> ContentHash |
         if size < form.file_bytes_min:
             return None
         file.seek(0)
-        builder = ChunkListBuilder(chunk_bytes(size, form))
+        builder = list_builder(size, form)
         while piece := file.read(_READ_BYTES):
             builder.update(piece)
-    return put_bytes(builder.finish(content).encode(form), place)
+    whole = inner = builder.finish(content)
+    while inner.first is not None:
+        inner = inner.first
+        # The first kachery stored it too: a content by itself, which names its own chunks.
+        put_bytes(inner.encode(form), place)
+    return put_bytes(whole.encode(form), place)
 
 
-def chunk_bytes(size: int, form: Form) -> int:
+def list_builder(size: int, form: Form, *, inside: bool = False) -> ChunkListBuilder:
+    """What builds the list of a file of `size` bytes; `inside` that of another's first chunk.
+
+    kachery put the list of a first chunk above 10 MB into the list, and so on.
+    """
+    from kachery_p2p.content.chunk_lists import KACHERY, ChunkListBuilder
+
+    length = chunk_bytes(size, form, 0 if inside else 4_000_000)
+    first = min(size, length)
+    if form != KACHERY or first <= _FIRST_BYTES_MAX:
+        return ChunkListBuilder(length)
+    return ChunkListBuilder(length, list_builder(first, form, inside=True))
+
+
+def chunk_bytes(size: int, form: Form, smallest: int = 4_000_000) -> int:
     """The length of chunks: kachery took such that there are 10 to 100 of them, or of 4 MB."""
     from kachery_p2p.content.chunk_lists import KACHERY
 
     chunk = form.chunk_bytes
     if form != KACHERY:
         return chunk
-    while chunk > 4_000_000:
+    while chunk > smallest:
         count = -(-size // chunk)
         if 10 <= count <= 100:
             break

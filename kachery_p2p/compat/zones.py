@@ -6,15 +6,20 @@ CONFIG/zones.toml says it, a table for each:
     channel = "lab"             # a channel that this node has joined
     aliases = ["franklab.default", "https://kachery.example.org"]
 
+    [zones.archive]
+    bucket = "s3://lab/kachery" # the bucket of one of its channels; what is stored in the zone
+                                # is there when the call returns, as with kachery-cloud
+
     [zones.notes]
     private = true              # stored, and shared with nobody
 
     [zones.scratch]
     keep_days = 3               # what is stored there is removed after so many days
 
-Without `channel` a zone means the channels of the share list, as with `kachery_p2p`. A bucket
-belongs to a channel, so a zone that was a bucket is that channel. The name of a joined channel
-needs no table; nor do "default", the two servers that everybody had, and "scratch".
+Without `channel` and `bucket` a zone means the channels of the share list, as with `kachery_p2p`.
+A bucket belongs to a channel (`kachery-p2p bucket add`), whose members may load what is in it.
+The name of a joined channel needs no table; nor do "default", the two servers that everybody
+had, and "scratch".
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from kachery_p2p.errors import ConfigError, UnknownZoneError, UnsafeFileError
 from kachery_p2p.limits import SCRATCH_DAYS, ZONES_BYTES_MAX
 
 FILE_NAME = "zones.toml"
-_KEYS = {"channel", "private", "keep_days", "aliases"}
+_KEYS = {"channel", "bucket", "private", "keep_days", "aliases"}
 
 
 class Zone(NamedTuple):
@@ -41,6 +46,8 @@ class Zone(NamedTuple):
     private: bool = False
     keep_days: float | None = None
     aliases: tuple[str, ...] = ()
+    # The URL of the bucket of a channel: what is stored goes into it before the call returns.
+    bucket: str | None = None
 
     @property
     def channels(self) -> list[str] | None:
@@ -92,7 +99,7 @@ def find_zone(name: str) -> Zone | None:
     for wanted in dict.fromkeys((name, name.partition("~")[0])):
         for zone in zones.values():
             if wanted in (zone.name, *zone.aliases):
-                return zone
+                return _with_channel(zone)
         if wanted in _EVERYBODYS:
             return _EVERYBODYS[wanted]
         if _is_joined(wanted):
@@ -149,8 +156,10 @@ def _parsed(path: str, data: bytes) -> dict[str, Zone]:
 def _zone(where: str, name: str, table: Any) -> Zone:
     if not isinstance(table, dict) or table.keys() - _KEYS:
         raise ConfigError(f"{where}: only {', '.join(sorted(_KEYS))} can be there")
+    if "bucket" in table:
+        return _bucket_zone(where, name, table)
     channel, private = table.get("channel"), table.get("private", False)
-    days, aliases = table.get("keep_days"), table.get("aliases", [])
+    days = table.get("keep_days")
     if days is None and name == "scratch":
         days = SCRATCH_DAYS
     if not isinstance(channel, str | None) or not isinstance(private, bool):
@@ -159,11 +168,37 @@ def _zone(where: str, name: str, table: Any) -> Zone:
         raise ConfigError(f"{where}: keep_days must be a number")
     if days is not None and not days > 0:
         raise ConfigError(f"{where}: keep_days must be above 0")
-    if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
-        raise ConfigError(f"{where}: aliases must be a list of texts")
     if private and channel is not None:
         raise ConfigError(f"{where}: a zone with a channel is not private")
-    return Zone(name, channel, private, days, tuple(aliases))
+    return Zone(name, channel, private, days, _aliases(where, table))
+
+
+def _bucket_zone(where: str, name: str, table: dict[str, Any]) -> Zone:
+    if not isinstance(table["bucket"], str) or table.keys() - {"bucket", "aliases"}:
+        raise ConfigError(f"{where}: bucket is a URL, beside which only aliases can be")
+    return Zone(name, aliases=_aliases(where, table), bucket=table["bucket"])
+
+
+def _with_channel(zone: Zone) -> Zone:
+    """The same; if it is a bucket, with the channel that has it here. ConfigError if none has."""
+    if zone.bucket is None:
+        return zone
+    from kachery_p2p.client.uploading import buckets
+
+    for known in buckets():
+        if zone.bucket.rstrip("/") in (url.rstrip("/") for url in known.settings.urls):
+            return zone._replace(channel=known.channel.name)
+    raise ConfigError(
+        f"no channel of this node has the bucket {zone.bucket[:200]!a} of the zone {zone.name!a}",
+        hint="`kachery-p2p bucket status` lists them; `kachery-p2p bucket add` adds one",
+    )
+
+
+def _aliases(where: str, table: dict[str, Any]) -> tuple[str, ...]:
+    aliases = table.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
+        raise ConfigError(f"{where}: aliases must be a list of texts")
+    return tuple(aliases)
 
 
 def _is_joined(name: str) -> bool:

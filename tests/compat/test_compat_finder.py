@@ -88,7 +88,6 @@ def test_what_only_a_server_could_do_says_what_to_use_instead() -> None:
         lambda: kcl.get_mutable("k"),
         lambda: kcl.delete_mutable("k"),
         lambda: kcl.delete_mutable_folder("k"),
-        lambda: kcl.encrypt_uri("sha1://x", access_group="g"),
         lambda: kcl.decrypt_uri("sha1-enc://x.ag_g"),
         lambda: kcl.admin_delete_file("sha1://x"),
         lambda: kcl.initiate_zenodo_upload(),

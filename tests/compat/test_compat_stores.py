@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 
+import kachery_p2p as kp
 from kachery_p2p.compat import kachery as ka
 from kachery_p2p.compat import kachery_client as kc
 from kachery_p2p.compat import kachery_cloud as kcl
@@ -97,12 +100,15 @@ def test_the_listing_is_that_of_kachery_ls(fixtures: Path, monkeypatch: pytest.M
         listing(f"{DIRECTORY}/old.txt", here)
 
 
+@pytest.mark.parametrize(
+    "variable", ["SHA1_CACHE_DIR", "KBUCKET_CACHE_DIR", "KACHERY_BOOTSTRAP_MOUNTAINTOOLS_DIR"]
+)
 def test_a_cache_of_hashes_in_its_first_layout_is_read(
-    fixtures: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str, fixtures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = "sha1://5ea6227b0869bdf17156805a9f04ec6a592018cb"
     assert ka.load_text(uri, fr="") is None
-    monkeypatch.setenv("SHA1_CACHE_DIR", str(fixtures / "sha1-cache"))
+    monkeypatch.setenv(variable, str(fixtures / "sha1-cache"))
     assert ka.load_text(uri, fr="") == "in the cache\n"
 
 
@@ -163,6 +169,47 @@ def test_a_linked_file_that_changes_is_noticed_and_its_link_ended(link: object, 
     with pytest.warns(UserWarning, match="has other content now"):
         assert kcl.load_file(uri, local_only=True) is None
     assert kcl.load_file(uri, local_only=True) is None
+
+
+@pytest.mark.parametrize("where", ["store", "alternative", "cache"])
+@pytest.mark.parametrize("algorithm", ["sha1", "md5"])
+def test_files_that_the_first_kachery_had_noted_are_found_until_they_change(
+    where: str, algorithm: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == "alternative":
+        monkeypatch.setenv("KACHERY_STORAGE_DIR_ALT", str(home / "old"))
+    if where == "cache":
+        monkeypatch.setenv(f"{algorithm.upper()}_CACHE_DIR", str(home / f"old/{algorithm}"))
+    directory = home / ("store" if where == "store" else "old")
+    file = home / "recording.dat"
+    file.write_bytes(b"noted\n")
+    name = hashlib.new(algorithm, b"noted\n", usedforsecurity=False).hexdigest()
+    status = {"size": 6, "ino": 7, "mtime": 1.5, "ctime": 1.5}
+    noted = [
+        {"stat": {**status, "path": str(path)}, algorithm: name}
+        for path in (file, home / "gone", "relative")
+    ]
+    record: dict[str, object] = {"files": [*noted, 7, {}, {"stat": 7, algorithm: name}]}
+    link_record(directory / algorithm, name, record, ".hints.json")
+    uri = f"{algorithm}://{name}/recording.dat"
+    assert ka.load_file(uri, fr="") == str(file)
+    if (where, algorithm) == ("store", "sha1"):
+        # The node's own look finds it too, so it can be shared.
+        assert kp.load_file(uri) == str(file)
+    file.write_bytes(b"other\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert ka.load_file(uri, fr="") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 7}', '{"files": {}}', "[" * 99_999])
+def test_notes_that_are_none_are_passed_over(text: str, home: Path) -> None:
+    name = sha1_of(b"noted")
+    folder = home / "store/sha1" / name[:2] / name[2:4] / name[4:6]
+    folder.mkdir(parents=True)
+    (folder / f"{name}.hints.json").write_text(text)
+    (folder / f"{name}.record.json").write_text(text)
+    assert ka.load_file(f"sha1://{name}", fr="") is None
 
 
 def test_hard_links_of_the_first_kachery_are_links_that_notice_changes(home: Path) -> None:

@@ -434,7 +434,7 @@ def test_an_option_without_a_meaning_is_accepted_and_said_on_stderr(
         ("kachery-p2p-start-daemon --label x --config https://x", "invite"),
         ("kachery-p2p-start-daemon --label x --static-config f", "invite"),
         ("kachery-p2p-start-daemon --label x --public-url http://x", "--host"),
-        ("kachery-p2p-start-daemon --label x --bootstrap 192.0.2.1:20431", "which node"),
+        ("kachery-p2p-start-daemon --label x --bootstrap 192.0.2.1", "HOST:PORT"),
         ("kachery-p2p-start-daemon --port 65536", "not a port"),
         ("kachery-store --to a --channel b test_content.txt", "exclude each other"),
         ("kachery-store -a sha256 test_content.txt", "sha256"),
@@ -456,7 +456,8 @@ def test_an_option_that_would_mislead_is_refused(inside: Inside, command: str, w
 def test_the_older_options_of_the_daemon_are_those_of_start() -> None:
     given = (
         "--label L --channel lab --channel b --isbootstrap --nomulticast --host node.example.org"
-        " --port 4000 --auth-group g --bootstrap @nodes --bootstrap /ip4/192.0.2.1/tcp/1/p2p/X"
+        " --port 4000 --auth-group g --bootstrap @nodes --bootstrap 192.0.2.1:20432"
+        " --bootstrap /ip4/192.0.2.1/tcp/1/p2p/X"
     )
     told = start_arguments(start_parser("x").parse_args(given.split()))
     parsed = start.make_context("start", list(told)).params
@@ -464,7 +465,7 @@ def test_the_older_options_of_the_daemon_are_those_of_start() -> None:
     assert parsed["introduce"] and parsed["no_mdns"] and parsed["auth_group"] == "g"
     assert parsed["listen"] == ("0.0.0.0", 4000)
     assert parsed["advertise"] == ("node.example.org:4000",)
-    assert parsed["bootstrap"] == ("@nodes", "/ip4/192.0.2.1/tcp/1/p2p/X")
+    assert parsed["bootstrap"] == ("@nodes", "192.0.2.1:20432", "/ip4/192.0.2.1/tcp/1/p2p/X")
 
 
 def test_few_options_of_the_daemon_leave_the_defaults_of_start() -> None:
@@ -509,12 +510,14 @@ def test_a_zone_that_means_nothing_is_not_stored_in(terminal: Terminal, command:
     assert not terminal.store.exists()
 
 
-def test_a_sandbox_takes_files_and_no_directories(terminal: Terminal) -> None:
+def test_a_sandbox_takes_files_and_directories(terminal: Terminal) -> None:
     sandbox = {"KACHERY_USE_SANDBOX": "1", "KACHERY_SANDBOX_DIR": str(terminal.directory / "box")}
     uri = terminal.answer("kachery-store test_content.txt", **sandbox)
     assert terminal.answer(f"kachery-cat {uri}", **sandbox) == "test-content"
     terminal.fails(3, f"kachery-cat {uri}")
-    assert "sandbox" in terminal.fails(2, "kachery-store ds001", **sandbox)
+    uri = terminal.answer("kachery-store ds001", **sandbox)
+    assert terminal.answer(f"kachery-ls {uri}/subdir2", **sandbox) == "more.txt"
+    terminal.fails(3, f"kachery-ls {uri}")
     assert not terminal.store.exists()
 
 
@@ -579,6 +582,53 @@ def test_cat_writes_every_byte_as_it_is(terminal: Terminal) -> None:
     assert sha1_of((terminal.directory / "out").read_bytes()) == sha1_of(data)
 
 
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        ("kachery-set-password default~readwrite --password secret", "channel invite"),
+        ("kachery-cloud-admin-delete-file sha1://x", "unshare"),
+        ("kachery-cloud share-local-files-experimental", "kachery-p2p share"),
+        ("kachery-config-ephemeral-node", "channel join"),
+    ],
+)
+def test_what_only_a_server_could_do_says_what_takes_its_place(
+    inside: Inside, command: str, instead: str
+) -> None:
+    code, out, err = inside.run(command)
+    assert (code, out) == (1, "")
+    assert "no longer exists" in err and instead in err and "secret" not in err
+
+
+def test_the_groups_of_the_newer_packages_have_their_commands(terminal: Terminal) -> None:
+    terminal.follows(
+        f"""
+$ kachery store-file test_content.txt
+{LABELLED}
+$ kachery load-file {LABELLED}
+STORE/sha1/b9/71/c6/b971c6ef19b1d70ae8f0feb989b106c319b36230
+$ kachery cat-file {TEST_CONTENT}
+test-content
+$ kachery-cloud store-file --label x test_content.txt
+{TEST_CONTENT}?label=x
+$ kachery-cloud load-file {TEST_CONTENT} --dest there.txt
+there.txt
+"""
+    )
+
+
+def test_the_options_of_kachery_daemon_are_those_of_start(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("kachery_p2p.cli.older_node.run_today", lambda *words: told.extend(words))
+    code, _, err = inside.run(
+        "kachery-daemon-start --label L --owner me@x --auth-group lab"
+        " --kachery-hub-url u --verbose 1"
+    )
+    assert (code, told) == (0, ["start", "--label", "L", "--auth-group", "lab"])
+    assert "--owner needs nothing" in err and "no hub" in err
+
+
 def test_what_only_a_hub_could_do_says_so(terminal: Terminal) -> None:
     done = terminal.run("kachery-client config-ephemeral-node")
     assert done.returncode != 0 and done.stdout == ""
@@ -590,6 +640,15 @@ def test_an_unknown_zone_to_load_from_is_said_and_all_are_asked(terminal: Termin
     done = terminal.run(f"kachery-cat --fr nowhere {uri}")
     assert (done.returncode, done.stdout) == (0, "test-content\n")
     assert done.stderr.startswith("kachery-p2p: ") and "nowhere" in done.stderr
+
+
+def test_the_doctor_says_which_settings_need_nothing_and_never_their_values(
+    terminal: Terminal,
+) -> None:
+    done = terminal.run("kachery-p2p doctor", KACHERY_API_KEY="secret", HTTP_VERBOSE="TRUE")
+    told = [line for line in done.stdout.splitlines() if " settings " in line]
+    assert [line.split()[2] for line in told] == ["KACHERY_API_KEY", "HTTP_VERBOSE"]
+    assert "by their keys" in told[0] and "secret" not in done.stdout + done.stderr
 
 
 # --- the table ------------------------------------------------------------------------------------

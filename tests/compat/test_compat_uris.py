@@ -11,9 +11,9 @@ import pytest
 from kachery_p2p.compat import kachery as ka
 from kachery_p2p.compat import kachery_client as kc
 from kachery_p2p.compat import kachery_cloud as kcl
-from kachery_p2p.compat.uri_forms import chunk_bytes
-from kachery_p2p.content.chunk_lists import KACHERY, KACHERY_P2P, ChunkList
-from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.compat.uri_forms import chunk_bytes, list_builder
+from kachery_p2p.content.chunk_lists import KACHERY, KACHERY_P2P, ChunkList, ListedChunk
+from kachery_p2p.content.hashes import ContentHash, sha1_of
 from kachery_p2p.errors import (
     ConfigError,
     DataFormatError,
@@ -90,6 +90,29 @@ def test_the_160_mb_array_of_the_documentation_has_its_uri(home: Path) -> None:
 def test_chunks_have_the_lengths_that_the_first_kachery_gave_them(size: int, expected: int) -> None:
     assert chunk_bytes(size, KACHERY) == expected
     assert chunk_bytes(size, KACHERY_P2P) == 20 * MB
+
+
+def test_the_list_of_a_file_above_a_gigabyte_has_that_of_its_first_chunk_inside() -> None:
+    # 1,000,000,001 zeros, of which only the first chunk is made here; the vector is the SHA-1 of
+    # the list that kachery 0.5's own steps give.
+    size, whole = 1_000_000_001, ContentHash("a26083a49d8ba67c884d15d81cc132c869fa0342")
+    builder = list_builder(size, KACHERY)
+    builder.update(bytes(20 * MB))
+    made = builder.finish(whole)
+    assert made.first is not None and made.first.first is None
+    assert [chunk.end for chunk in made.first.chunks] == [1_250_000 * n for n in range(1, 17)]
+    starts = range(0, size, 20 * MB)
+    hashes = [made.chunks[0].content] * 50 + [sha1_of(b"\0")]
+    chunks = tuple(
+        ListedChunk(start, min(start + 20 * MB, size), name)
+        for start, name in zip(starts, hashes, strict=True)
+    )
+    data = ChunkList(size, whole, chunks, made.first).encode(KACHERY)
+    assert sha1_of(data) == "cc733b1c7251956f20029ebfee4d708878ec6397"
+    # What is inside is not needed to read it.
+    assert ChunkList.decode(data).covering(0, 1) == chunks[:1]
+    assert list_builder(size, KACHERY_P2P)._first is None
+    assert list_builder(size - 2, KACHERY)._first is None
 
 
 def test_the_chunk_list_of_kachery_client_is_compact_and_stored(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def test_loading_from_a_zone_that_means_nothing_asks_everybody_and_says_so(
         "[zones.x]\nkeep_days = true\n",
         "[zones.x]\naliases = 'a'\n",
         "[zones.x]\nchannel = 'a'\nprivate = true\n",
+        "[zones.x]\nbucket = 1\n",
+        "[zones.x]\nbucket = 's3://a'\nchannel = 'a'\n",
+        "[zones.x]\nbucket = 's3://a'\naliases = 'a'\n",
         "zones.x = 1\n",
     ],
 )
@@ -189,6 +193,32 @@ def test_what_is_uploaded_into_a_channel_with_a_bucket_is_in_the_bucket(home: Pa
 
 
 @pytest.mark.usefixtures("channels")
+def test_a_zone_may_be_a_bucket_and_is_filled_before_a_call_returns(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kachery_p2p.channels.bucket_settings import BucketSettings, write_bucket
+
+    (home / "bucket").mkdir()
+    url = f"file://{home}/bucket"
+    write_bucket(str(home / "config"), "other", BucketSettings((url,)))
+    write_zones(home, f'[zones.archive]\nbucket = "{url}/"\naliases = ["default.archive"]\n')
+    monkeypatch.setenv("KACHERY_ZONE", "default.archive")
+    uri = kcl.store_text("into the bucket", label="x.txt")
+    (home / "d").mkdir()
+    (home / "d/inside").write_text("inside")
+    listed = ka.store_dir(str(home / "d"))
+    assert shared_in(home, "into the bucket") == {"other"}
+    for content in (uri[7:47], listed[10:50], sha1_of(b"inside")):
+        assert [path for path in (home / "bucket").rglob(str(content)) if path.is_file()]
+    write_zones(home, '[zones.archive]\nbucket = "s3://nobodys/bucket"\n[zones.notes]\n')
+    monkeypatch.setenv("KACHERY_ZONE", "archive")
+    with pytest.raises(ConfigError, match="no channel of this node has the bucket"):
+        kcl.store_text("x", label="x")
+    monkeypatch.setenv("KACHERY_ZONE", "notes")
+    kcl.store_text("x", label="x")
+
+
+@pytest.mark.usefixtures("channels")
 def test_calls_of_2019_heed_the_sandbox_and_the_zone_too(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,10 +232,10 @@ def test_calls_of_2019_heed_the_sandbox_and_the_zone_too(
     ka.use_sandbox()
     uri = ka.store_text("sand", basename="s.txt")
     assert ka.load_text(uri, fr="") == "sand"
-    with pytest.raises(UnsupportedValueError, match="sandbox"):
-        ka.store_dir(str(home / "d"))
+    directory = ka.store_dir(str(home / "d"))
+    assert ka.read_dir(directory, fr="") == {"files": {}, "dirs": {}}
     ka.use_sandbox(False)
-    assert ka.load_text(uri, fr="") is None
+    assert ka.load_text(uri, fr="") is None and ka.read_dir(directory, fr="") is None
 
 
 # --- sandbox, scratch, web ------------------------------------------------------------------------
@@ -258,8 +288,8 @@ def test_what_is_in_scratch_is_shared_and_removed_after_its_days(
     assert [kcl.load_text(uri) for uri in uris] == ["scratched", "stored outside too", "a file"]
     assert shared_in(home, "scratched") == {"lab"}
     now = os.stat(home / "store/.scratch").st_mtime
-    assert scratch.sweep(14, now + 13 * 86_400) == 0
-    assert scratch.sweep(14, now + 15 * 86_400) == 3
+    assert scratch.sweep(now + 13 * 86_400) == 0
+    assert scratch.sweep(now + 15 * 86_400) == 3
     assert kcl.load_text(uris[0], local_only=True) is None
     assert kcl.load_text(uris[2], local_only=True) is None
     assert kcl.load_text(kept, local_only=True) == "stored outside too"
@@ -274,7 +304,7 @@ def test_storing_again_in_scratch_keeps_it_for_longer(
     path = Path(str(kcl.load_file(uri)))
     os.utime(path, (1, 1))
     kcl.store_text("again")
-    assert path.stat().st_mtime > 1
+    assert path.stat().st_mtime > time.time() + 13 * 86_400
     os.utime(path, (1, 1))
     kcl.store_text("another, which sweeps")
     assert not path.exists()
