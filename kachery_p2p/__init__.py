@@ -9,6 +9,7 @@ Importing this loads neither the network nor numpy; what a call needs it loads i
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError(
@@ -36,6 +37,18 @@ from kachery_p2p.client.files import (
     load_files,
     store_file,
     store_files,
+)
+from kachery_p2p.client.groups import (
+    accept_access_group,
+    access_group_card,
+    add_to_access_group,
+    create_access_group,
+    decrypt_uri,
+    encrypt_uri,
+    invite_to_access_group,
+    leave_access_group,
+    list_access_groups,
+    remove_from_access_group,
 )
 from kachery_p2p.client.mutables import delete, get, get_string, set
 from kachery_p2p.client.opening import open
@@ -89,6 +102,16 @@ __all__ = [
     "share",
     "unshare",
     "shared",
+    "encrypt_uri",
+    "decrypt_uri",
+    "create_access_group",
+    "add_to_access_group",
+    "invite_to_access_group",
+    "remove_from_access_group",
+    "accept_access_group",
+    "list_access_groups",
+    "leave_access_group",
+    "access_group_card",
     "create_feed",
     "load_feed",
     "load_subfeed",
@@ -105,3 +128,12 @@ __all__ = [
     "LoadFileError",
     "__version__",
 ]
+
+
+if not TYPE_CHECKING:  # or every wrong name would be right
+
+    def __getattr__(name: str) -> object:
+        # What kachery-p2p had before version 1, and has elsewhere now.
+        from kachery_p2p.compat.absent import moved
+
+        raise moved(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from kachery_p2p.cli.upkeep import Percentage
 from kachery_p2p.client import settings
 from kachery_p2p.client.wording import counted, human_bytes, printable
 from kachery_p2p.errors import BucketError, CorruptObjectError
+
+if TYPE_CHECKING:
+    from kachery_p2p.bucket.objects import Objects
 
 POLICIES = ("shared", "requested", "none")
 _THOUSANDS = ("", "K", "M", "G", "T")
@@ -69,12 +72,25 @@ def bucket() -> None:
     metavar="WHERE",
     default="auto",
     show_default=True,
-    help="auto, environment, chain, none, or file:/PATH (mode 600).",
+    help="auto, environment, chain, none, file:/PATH (mode 600), or members: those that have"
+    " them are asked.",
 )
 @click.option("--size-min", type=Size(), default=0, metavar="SIZE", help="Leave out smaller files.")
 @click.option("--size-max", type=Size(), default=0, metavar="SIZE", help="Leave out larger files.")
 @click.option(
     "--max-rate", type=Rate(), default=0, metavar="RATE", help="As much a second at most."
+)
+@click.option(
+    "--provide/--no-provide",
+    default=True,
+    show_default=True,
+    help="Use it for members without credentials too, as the channel's roles allow.",
+)
+@click.option(
+    "--encrypt",
+    is_flag=True,
+    help="Let only members of the channel read what is there: names, hashes and contents are"
+    " encrypted. Say so on every node, from the beginning.",
 )
 def add(channel: str, urls: tuple[str, ...], max_rate: int, **told: Any) -> None:
     """Use the bucket at URL in CHANNEL: load from it, and put there what --mirror says.
@@ -91,6 +107,8 @@ def add(channel: str, urls: tuple[str, ...], max_rate: int, **told: Any) -> None
     write_bucket(settings.config_dir(), channel, wanted)
     for url in wanted.urls:
         answer(url)
+    if wanted.encrypt:
+        note("what is there already in clear stays so; take a prefix of its own")
     note(f"`kachery-p2p bucket check {channel}` tries out whether it works")
 
 
@@ -119,7 +137,8 @@ def list_buckets(as_json: bool) -> None:
         return
     for one in found:
         for url in one.settings.urls:
-            answer(f"{one.channel.name}  {printable(url)}  mirror {one.settings.mirror}")
+            how = "  encrypted" if one.settings.encrypt else ""
+            answer(f"{one.channel.name}  {printable(url)}  mirror {one.settings.mirror}{how}")
     if not found:
         note("no channel has a bucket here: `kachery-p2p bucket add CHANNEL URL`")
 
@@ -134,12 +153,16 @@ def check(channel: str | None, read_only: bool) -> None:
     """
     from kachery_p2p.bucket.opening import open_places
     from kachery_p2p.bucket.probe import check_place
-    from kachery_p2p.client.uploading import bucket_of
+    from kachery_p2p.client.uploading import bucket_of, home_of
 
     known = bucket_of(channel)
+    if known.settings.credentials == "members":
+        answer("skip  reach: members that have the credentials are asked, by the node")
+        note("`kachery-p2p status` says whether one is there")
+        return
     writes = known.settings.mirror != "none" and not read_only
     failed = 0
-    for place in open_places(known.settings):
+    for place in open_places(known.settings, home=home_of(known)):
         for probe in check_place(place, known.channel.id, writes=writes):
             answer(f"{probe.state:4}  {probe.name}: {printable(probe.said)}")
             if probe.hint:
@@ -178,20 +201,46 @@ def push_uris(uris: tuple[str, ...], channel: str | None, no_wait: bool) -> None
 @bucket.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def status(as_json: bool) -> None:
-    """Print how far each bucket is, and why what waits does so."""
-    from kachery_p2p.client.uploading import buckets, counts_of
+    """Print how far each bucket is, its files, feeds and members, and why what waits does so."""
+    from kachery_p2p.client.bucket_logs import logs_of, summed
+    from kachery_p2p.client.uploading import buckets, counts_of, epoch_of
 
     found = [(one, counts_of(one)) for one in buckets()]
     if as_json:
-        answer(json.dumps([{"channel": o.channel.name, **c._asdict()} for o, c in found]))
+        rows = [
+            {
+                "channel": one.channel.name,
+                **counts._asdict(),
+                "epoch": epoch_of(one),
+                "logs": [log._asdict() for log in logs_of(one)],
+            }
+            for one, counts in found
+        ]
+        answer(json.dumps(rows))
         return
     for one, counts in found:
         answer(
             f"{one.channel.name}  {counts.done} there, {counts.waiting} waiting,"
-            f" {counts.left_out} left out"
+            f" {counts.left_out} left out{_encryption(epoch_of(one))}"
         )
-        if counts.said:
-            note(f"{one.channel.name}: {counts.said}")
+        logs = logs_of(one)
+        for line in summed(logs):
+            answer(f"{one.channel.name}  {line}")
+        for said in dict.fromkeys([counts.said, *(log.said for log in logs)]):
+            if said:
+                note(f"{one.channel.name}: {said}")
+
+
+def _encryption(epoch: int | None) -> str:
+    return "" if epoch is None else f"; encrypted, epoch {epoch}"
+
+
+def _note_encryption(place: Objects) -> None:
+    """Say it of what is encrypted, having asked for the keys; BucketKeysError without any."""
+    from kachery_p2p.bucket.sealed_reading import keys_at
+
+    if (keys := keys_at(place)) is not None:
+        note(f"{printable(place.name)} is encrypted, epoch {keys.ring().epoch}")
 
 
 @bucket.command("verify")
@@ -209,10 +258,12 @@ def verify_bucket(channel: str | None, sample: float) -> None:
     from kachery_p2p.client.uploading import bucket_of, opened_objects
 
     count = size = bad = 0
-    for one in verify(opened_objects(bucket_of(channel)), sample):
+    place = opened_objects(bucket_of(channel))
+    _note_encryption(place)
+    for one in verify(place, sample):
         count, size, bad = count + 1, size + one.size, bad + (not one.good)
         if not one.good:
-            answer(f"corrupt  sha1://{one.content}")
+            answer(f"corrupt  {f'sha1://{one.content}' if one.content else printable(one.key)}")
     answer(f"checked  {counted(count, 'file')}, {human_bytes(size)}; {bad} bad")
     if bad:
         raise CorruptObjectError(f"{counted(bad, 'file')} in the bucket: not the bytes of its name")
@@ -228,13 +279,15 @@ def gc(channel: str | None, dry_run: bool) -> None:
     cut off are seen by nobody; let the bucket's own rules for its life cycle end them.
     """
     from kachery_p2p.bucket.verifying import garbage
+    from kachery_p2p.bucket.verifying import remove as remove_object
     from kachery_p2p.client.uploading import bucket_of, opened_objects
 
     place = opened_objects(bucket_of(channel))
+    _note_encryption(place)
     found = list(garbage(place))
     for one in found:
         answer(f"{one.key}  {human_bytes(one.size)}")
         if not dry_run:
-            place.delete(one.key)
+            remove_object(place, one)
     freed = human_bytes(sum(one.size for one in found))
     note(f"{counted(len(found), 'object')}, {freed}{', nothing was removed' if dry_run else ''}")

@@ -340,6 +340,7 @@ def no_daemon() -> Iterator[str]:
 
 
 def _move_grants(config_dir: str, old_id: str, new_id: str) -> None:
+    from kachery_p2p.feeds.moving import move_channel
     from kachery_p2p.node.config import grants_path
     from kachery_p2p.store.grants import Grants
     from kachery_p2p.store.shares import take_shares
@@ -351,6 +352,7 @@ def _move_grants(config_dir: str, old_id: str, new_id: str) -> None:
         grants.move(old_id, new_id)
     finally:
         grants.close()
+    move_channel(config_dir, old_id, new_id)
 
 
 # --- helpers -----------------------------------------------------------------------------------

@@ -135,12 +135,16 @@ def _config(patient: Patient) -> Iterator[Check]:
 
 def _keys(patient: Patient) -> Iterator[Check]:
     from kachery_p2p.identity import keyring
+    from kachery_p2p.identity.group_files import held_groups
 
     if not os.path.lexists(keyring.key_path(patient.config_dir)):
         yield Check("keys", OK, "none yet: `kachery-p2p start` makes one")
         return
     try:
-        yield Check("keys", OK, f"node {keyring.load(patient.config_dir).node_id}")
+        told = f"node {keyring.load(patient.config_dir).node_id}"
+        if groups := len(held_groups(patient.config_dir)):
+            told += f", {counted(groups, 'access group')}"
+        yield Check("keys", OK, told)
     except KeyFileError as error:
         yield Check("keys", BAD, str(error), error.hint)
 
@@ -271,6 +275,13 @@ def _changed(path: str) -> float:
 RESTART = "kachery-p2p stop, then kachery-p2p start"
 
 
+def _settings(patient: Patient) -> Iterator[Check]:
+    from kachery_p2p.compat.variables import meaningless
+
+    for name, why in meaningless():
+        yield Check("settings", OK, f"{name} is set, and needs nothing: {why}")
+
+
 def _ask_daemon() -> tuple[dict[str, Any] | None, Check]:
     from kachery_p2p.client.daemon import START_HINT, connect
 
@@ -322,12 +333,14 @@ def _is_taken(host: str, port: int) -> bool:
 
 def _channels(patient: Patient) -> Iterator[Check]:
     from kachery_p2p.channels.files import joined
+    from kachery_p2p.cli.bucket_checks import look_at_buckets
 
     names = [one.name for one in joined(patient.config_dir)]
     if names:
         yield Check("channels", OK, ", ".join(names))
     else:
         yield Check("channels", WARN, "none is joined", "kachery-p2p start --channel NAME")
+    yield from look_at_buckets()
 
 
 def _peers(patient: Patient) -> Iterator[Check]:
@@ -371,6 +384,7 @@ LOOKS: tuple[tuple[str, Callable[[Patient], Iterator[Check]]], ...] = (
     ("python", _python),
     ("packages", _packages),
     ("config", _config),
+    ("settings", _settings),
     ("keys", _keys),
     ("store", _store),
     ("state", _state),

@@ -267,13 +267,15 @@ def end(uri: str, successor: str | None, yes: bool) -> None:
 @PRIVATE_OPTION
 @JSON_OPTION
 def import_legacy(directory: str, channels: tuple[str, ...], private: bool, as_json: bool) -> None:
-    """Take over the feeds of an older kachery: DIR has its feeds.db and mutables.db.
+    """Take over the feeds and mutables of an older kachery: DIR has feeds.db and mutables.db.
 
     Every old signature is verified. A feed whose key is there goes on as a feed of this node; one
-    of somebody else becomes a snapshot, whose URI is printed. The old files are only read. The exit
-    code is 7 if something did not verify: it is said, and what precedes it is taken.
+    of somebody else becomes a snapshot, whose URI is printed. Who might submit to an own feed may
+    do so again. The old files are only read. The exit code is 7 if something did not verify: it is
+    said, and what precedes it is taken.
     """
     from kachery_p2p.client.legacy_import import import_feeds
+    from kachery_p2p.client.legacy_mutables import import_mutables
     from kachery_p2p.errors import VerificationError
 
     wrong = 0
@@ -283,9 +285,12 @@ def import_legacy(directory: str, channels: tuple[str, ...], private: bool, as_j
             answer(json.dumps(one._asdict()))
             continue
         if one.uri is not None:
-            answer(f"{one.uri}  {counted(one.messages, 'message')}, {one.kind}")
+            granted = f", {counted(one.writers, 'node')} may submit" if one.writers else ""
+            answer(f"{one.uri}  {counted(one.messages, 'message')}, {one.kind}{granted}")
         if one.problem is not None:
             note(f"{one.what}: {one.problem}")
+    if taken := import_mutables(directory):
+        note(f"{counted(taken, 'mutable')} taken over")
     sys.stdout.flush()
     if wrong:
         raise VerificationError(

@@ -18,6 +18,7 @@ from kachery_p2p.content.uris import format_uri, parse_uri
 from kachery_p2p.errors import InvalidRangeError, NotFoundError, StoreFilesError
 
 if TYPE_CHECKING:
+    from kachery_p2p.client.asking import Info
     from kachery_p2p.client.origin import Origin
 
 # Pieces in which `cat` moves bytes: a daemon's answer to each is verified before any is written.
@@ -27,6 +28,9 @@ LABEL_OPTION = click.option("--label", help="The name in the URI, instead of the
 CHANNEL_OPTION = click.option(
     "--channel", "channels", multiple=True, help="Share in this channel only (repeatable)."
 )
+GROUP_OPTION = click.option(
+    "--access-group", metavar="GROUP", help="Encrypt it, for the members of this access group."
+)
 PRIVATE_OPTION = click.option("--private", is_flag=True, help="Share in no channel.")
 
 
@@ -35,12 +39,14 @@ PRIVATE_OPTION = click.option("--private", is_flag=True, help="Share in no chann
 @LABEL_OPTION
 @CHANNEL_OPTION
 @PRIVATE_OPTION
+@GROUP_OPTION
 @progress_option
 def store(
     files: tuple[str, ...],
     label: str | None,
     channels: tuple[str, ...],
     private: bool,
+    access_group: str | None,
     progress: ProgressArg,
 ) -> None:
     """Store a copy of each FILE and print its URI. A FILE may be a directory.
@@ -49,14 +55,18 @@ def store(
     others are, and their URIs are printed.
     """
     chosen = _chosen(channels, private)
-    if len(files) == 1:
+    if label is not None and len(files) > 1:
+        raise click.UsageError("--label is for one FILE")
+    if access_group is not None:
+        from kachery_p2p.cli.groups import store_encrypted
+
+        store_encrypted(files, label, chosen, access_group, progress)
+    elif len(files) == 1:
         from kachery_p2p.client.directories import store_dir
         from kachery_p2p.client.files import store_file
 
         store_one = store_dir if os.path.isdir(files[0]) else store_file
         answer(store_one(files[0], label, channels=chosen, progress=progress))
-    elif label is not None:
-        raise click.UsageError("--label is for one FILE")
     else:
         _store_many(files, chosen, progress)
 
@@ -141,8 +151,19 @@ def load(uri: str, dest: str | None, verify: bool, as_json: bool, **source: Any)
 @progress_option
 def cat(uri: str, start: int, end: int | None, progress: ProgressArg, **source: Any) -> None:
     """Write the content of URI, or a range of its bytes, to standard output."""
-    from kachery_p2p.client.files import is_directory_uri, load_bytes, load_file, wanted_by
+    from kachery_p2p.client.files import (
+        is_directory_uri,
+        is_encrypted_uri,
+        load_bytes,
+        load_file,
+        wanted_by,
+    )
 
+    if is_encrypted_uri(uri):
+        from kachery_p2p.cli.groups import cat_encrypted
+
+        cat_encrypted(uri, start, end, source)
+        return
     if is_directory_uri(uri):
         uri = format_uri(wanted_by(uri, origin_of(source)))
     if start == 0 and end is None:
@@ -179,12 +200,17 @@ def info(uri: str, as_json: bool, **source: Any) -> None:
     Of a directory: how much is in it, how many of its files are stored here, who has its list.
     """
     from kachery_p2p.client.asking import describe
-    from kachery_p2p.client.files import is_directory_uri, wanted_by
+    from kachery_p2p.client.files import is_directory_uri, is_encrypted_uri, wanted_by
 
     if is_directory_uri(uri) and _described_as_directory(uri, origin_of(source), as_json):
         return
     wanted = wanted_by(uri, origin_of(source))
     known = describe(wanted, origin_of(source))
+    if is_encrypted_uri(uri):
+        from kachery_p2p.cli.groups import describe_encrypted
+
+        describe_encrypted(uri, known, as_json)
+        return
     if as_json:
         told = {
             "uri": format_uri(wanted),
@@ -197,6 +223,11 @@ def info(uri: str, as_json: bool, **source: Any) -> None:
         return
     answer(f"uri        {format_uri(wanted)}")
     answer(f"size       {known.size} bytes ({human_bytes(known.size)})")
+    answer_whereabouts(known)
+
+
+def answer_whereabouts(known: Info) -> None:
+    """Say where a content is, and who has it."""
     answer(f"stored at  {known.path or 'not stored here'}")
     for provider in known.providers or []:
         label = printable(provider["label"] or provider["node_id"][:16])

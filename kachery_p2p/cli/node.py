@@ -103,8 +103,8 @@ def _host_port(address: tuple[str, int]) -> str:
 @click.option(
     "--bootstrap",
     multiple=True,
-    metavar="MULTIADDR",
-    help="Address of a member or bootstrap node, or @FILE with one on each line.",
+    metavar="ADDRESS",
+    help="A member or bootstrap node: multiaddr, HOST:PORT, or @FILE with one on each line.",
 )
 @click.option("--advertise", multiple=True, metavar="HOST:PORT", help="Where others reach us.")
 @click.option(

@@ -27,6 +27,16 @@ COMMANDS = {
     "kachery-load-dir": "older_files:load_dir",
     "kachery-load-info": "older_files:load_info",
     "kachery-store-local": "older_files:store_local",
+    "kachery-set-password": "older_daemon:set_password",
+    "kachery-config-ephemeral-node": "older_node:config_ephemeral_node",
+    "kachery-generate-node-id": "older_node:generate_node_id",
+    "kachery-daemon-start": "older_daemon:start",
+    "kachery-daemon-info": "older_node:client_info",
+    "kachery store-file": "older_files:store",
+    "kachery store-file-local": "older_files:store_local",
+    "kachery load-file": "older_files:load",
+    "kachery load-file-info": "older_files:load_info",
+    "kachery cat-file": "older_files:cat",
     "kachery-client store-file": "older_files:store_client",
     "kachery-client load-file": "older_files:load",
     "kachery-client cat-file": "older_files:cat",
@@ -42,6 +52,17 @@ COMMANDS = {
     "kachery-cloud-link": "older_files:link",
     "kachery-cloud-store-local": "older_files:store_local",
     "kachery-cloud-load-info": "older_files:load_info",
+    "kachery-cloud-admin-delete-file": "older_daemon:admin_delete_file",
+    "kachery-cloud init": "older_node:cloud_init",
+    "kachery-cloud store-file": "older_files:store_cloud",
+    "kachery-cloud link-file": "older_files:link",
+    "kachery-cloud load-file": "older_files:load",
+    "kachery-cloud load-file-info": "older_files:load_info",
+    "kachery-cloud cat-file": "older_files:cat",
+    "kachery-cloud store-file-local": "older_files:store_local",
+    "kachery-cloud admin-delete-file": "older_daemon:admin_delete_file",
+    "kachery-cloud share-local-files-experimental": "older_daemon:share_local_files",
+    "kachery-cloud request-file-experimental": "older_daemon:request_file",
     "kachery-p2p store-file": "older_node:store_file",
     "kachery-p2p link-file": "older_node:link_file",
     "kachery-p2p load-file": "older_node:load_file",
@@ -61,7 +82,7 @@ WRAPPERS = {
     for name in COMMANDS
     if name.startswith("kachery-p2p ")
 }
-GROUPS = ("kachery-client",)
+GROUPS = ("kachery", "kachery-client", "kachery-cloud")
 PROGRAMS = (*(name for name in COMMANDS if " " not in name), *GROUPS, *WRAPPERS)
 # Commands that a second run continues.
 _RESUMABLE = ("load", "cat", "load_file", "cat_file", "load_dir")

@@ -19,7 +19,7 @@ from kachery_p2p.cli.older_options import (
     server_of,
 )
 from kachery_p2p.cli.outcome import answer, note, write_bytes
-from kachery_p2p.errors import InvalidRangeError, NotFoundError, UnsupportedValueError
+from kachery_p2p.errors import InvalidRangeError, NotFoundError
 
 if TYPE_CHECKING:
     import argparse
@@ -50,7 +50,9 @@ def store(name: str, arguments: list[str]) -> None:
     )
     add_destination(parser)
     parser.ignored("--remote-only", why="members of the channel load it from here")
-    parser.add_argument("--git-annex-mode", action="store_true", help="as ever: links are followed")
+    parser.add_argument(
+        "--git-annex-mode", action="store_true", help="links stand for what git-annex says"
+    )
     parser.add_argument("--cache-locally", action="store_true", help=_CACHED)
     options = parser.parse_args(arguments)
     to = server_of(parser, options, "to")
@@ -65,15 +67,12 @@ def store(name: str, arguments: list[str]) -> None:
 
 
 def _store_directory(options: argparse.Namespace, to: dict[str, str] | str | None) -> str:
-    from kachery_p2p.compat import named, systems
+    from kachery_p2p.compat import named
 
-    if systems.sandbox_of(systems.KACHERY_2) is not None:
-        raise UnsupportedValueError(
-            "a sandbox takes files, not directories", hint="unset KACHERY_USE_SANDBOX"
-        )
     if options.use_hard_links:
         note("--use-hard-links is for one file: those of the directory are copied")
-    return named.store_dir(options.path, options.label or None, _storing_call(options, to))
+    call = _storing_call(options, to)
+    return named.store_dir(options.path, options.label or None, call, options.git_annex_mode)
 
 
 def _storing_call(options: argparse.Namespace, to: dict[str, str] | str | None) -> Call:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kachery_p2p.cli.older_options import OlderParser, add_range, port
 from kachery_p2p.cli.outcome import answer, note
-from kachery_p2p.errors import NotFoundError
+from kachery_p2p.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from kachery_p2p.client.asking import Found
@@ -161,21 +161,21 @@ def join_channel(name: str, arguments: list[str]) -> None:
     invitation = parser.parse_args(arguments).invitation
     if invitation.startswith(("http://", "https://")):
         parser.error(f"{_CONFIG_URL}: ask an admin of the channel for `kachery-p2p channel invite`")
-    _today("channel", "join", invitation)
+    run_today("channel", "join", invitation)
 
 
 def leave_channel(name: str, arguments: list[str]) -> None:
     """Forget a channel, as `kachery-p2p channel leave`."""
     parser = OlderParser(name, "Forget the channel and its secret.")
     parser.add_argument("channel", metavar="NAME")
-    _today("channel", "leave", parser.parse_args(arguments).channel)
+    run_today("channel", "leave", parser.parse_args(arguments).channel)
 
 
 def print_messages(name: str, arguments: list[str]) -> None:
     """Print the messages of a subfeed, each a line of JSON, as `kachery-p2p feed read`."""
     parser = OlderParser(name, "Print the messages of a subfeed, each as a line of JSON.")
     parser.add_argument("uri", metavar="SUBFEED")
-    _today("feed", "read", parser.parse_args(arguments).uri)
+    run_today("feed", "read", parser.parse_args(arguments).uri)
 
 
 # --- the node -------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def version(name: str, arguments: list[str]) -> None:
 def stop_daemon(name: str, arguments: list[str]) -> None:
     """Stop the node, as `kachery-p2p stop`."""
     OlderParser(name, "Stop the node.").parse_args(arguments)
-    _today("stop")
+    run_today("stop")
 
 
 def start_daemon(name: str, arguments: list[str]) -> None:
@@ -259,7 +259,7 @@ def start_daemon(name: str, arguments: list[str]) -> None:
     if options.install_only:
         note("--install-only: there is nothing to install, and no node was started")
         return
-    _today("start", *start_arguments(options))
+    run_today("start", *start_arguments(options))
 
 
 def start_parser(name: str) -> OlderParser:
@@ -271,7 +271,7 @@ def start_parser(name: str) -> OlderParser:
     )
     parser.add_argument("--isbootstrap", action="store_true", help="start --introduce")
     parser.add_argument(
-        "--bootstrap", action="append", default=[], type=_multiaddr, metavar="MULTIADDR|@FILE"
+        "--bootstrap", action="append", default=[], type=_address, metavar="IP:PORT|MULTIADDR|@FILE"
     )
     parser.add_argument("--nobootstrap", action="store_true", help="as ever, if none is given")
     parser.add_argument("--nomulticast", action="store_true", help="start --no-mdns")
@@ -316,17 +316,19 @@ def start_arguments(options: argparse.Namespace) -> list[str]:
     return told
 
 
-def _multiaddr(text: str) -> str:
-    """An address with the id of the node there: IP:PORT alone does not say who must answer."""
+def _address(text: str) -> str:
+    """A bootstrap address of either time: a place, or one that says which node is there."""
     if not text.startswith(("/", "@")):
-        raise argparse.ArgumentTypeError(
-            f"{text[:100]!r} does not say which node is there: give an address as"
-            " `kachery-p2p status` prints it on that node"
-        )
+        from kachery_p2p.network.places import parse_place
+
+        try:
+            parse_place(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(f"{error}: {error.hint}") from None
     return text
 
 
-def _today(*arguments: str) -> None:
+def run_today(*arguments: str) -> None:
     """Run a command of today. SystemExit if it ends with another code than 0."""
     from kachery_p2p.cli.commands import run_group
 

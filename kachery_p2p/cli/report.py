@@ -24,7 +24,7 @@ def report(told: dict[str, Any]) -> Iterator[str]:
     yield _line("version", f"{told['version']}, up {human_seconds(told['uptime_s'])}")
     yield from _pace(told.get("pace"))
     yield from _peers(told["peers"])
-    yield from _loads(told["loads"])
+    yield from lines_of_loads(told["loads"])
     yield from _serving(told.get("serving") or [])
     yield from _problems(told)
 
@@ -60,7 +60,8 @@ def _peers(peers: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def _loads(loads: list[dict[str, Any]]) -> Iterator[str]:
+def lines_of_loads(loads: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each running load."""
     for load in loads:
         size = f" of {human_bytes(load['size'])}" if load["size"] else ""
         rate = f"{human_bytes(load['rate'])}/s"
@@ -73,7 +74,14 @@ def _loads(loads: list[dict[str, Any]]) -> Iterator[str]:
             f"{human_bytes(load['wasted'])} in vain" if load.get("wasted") else "",
         ]
         done = ", ".join(part for part in parts if part)
-        yield _line("loading", f"sha1://{load['content']}  {done}")
+        yield _line("loading", f"{_loaded(load)}  {done}")
+
+
+def _loaded(load: dict[str, Any]) -> str:
+    """What is being loaded: a file, or so many of so many."""
+    if load["content"] is not None:
+        return f"sha1://{load['content']}"
+    return f"{load['files']} of {load['files_total']} files"
 
 
 def _doing(load: dict[str, Any]) -> str:

@@ -29,8 +29,9 @@ def find(uri: str, as_json: bool, **source: Any) -> None:
     The exit code is 3 when nobody has it.
     """
     from kachery_p2p.client.asking import find as find_holders
+    from kachery_p2p.client.files import is_encrypted_uri, wanted_by
 
-    wanted = parse_uri(uri)
+    wanted = wanted_by(uri) if is_encrypted_uri(uri) else parse_uri(uri)
     found = find_holders(wanted, origin_of(source))
     if as_json:
         answer(json.dumps(_told(wanted, found)))

@@ -124,13 +124,16 @@ def rm(uris: tuple[str, ...]) -> None:
     A linked file is linked no more, and stays where it is. What others have loaded
     stays theirs.
     """
+    from kachery_p2p.client.files import is_encrypted_uri, wanted_by
     from kachery_p2p.client.local import open_store
+    from kachery_p2p.client.opened import forget as forget_opened
 
-    for wanted in [parse_uri(uri) for uri in uris]:
+    for wanted in [wanted_by(uri) if is_encrypted_uri(uri) else parse_uri(uri) for uri in uris]:
         if not settings.is_offline():
             _share_no_more(wanted.content)
         with open_store() as store:
             freed = store.remove(wanted.content)
+        forget_opened(wanted.content)
         note(f"removed {format_uri(wanted)}: {human_bytes(freed)} freed")
 
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kachery_p2p.client.daemon import Daemon, connect
-from kachery_p2p.client.files import find_local
 from kachery_p2p.client.loading import fetch, nowhere
+from kachery_p2p.client.local_files import LocalFiles
 from kachery_p2p.client.origin import Origin
 from kachery_p2p.client.progress import Reporter
+from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.uris import Uri
 from kachery_p2p.errors import DaemonDownError, DaemonError, DaemonProtocolError, KacheryError
 from kachery_p2p.limits import ANSWER_GRACE_S, LOAD_MANY_MAX
 from kachery_p2p.wire.operations import error_from_map
+from kachery_p2p.wire.packed_names import NO_ROOT, pack
 
 
 def fetch_many(
@@ -36,6 +38,7 @@ class _Fetching:
         self._wanted = list(dict.fromkeys(wanted))
         self._origin = origin
         self._reporter = reporter
+        self._here = LocalFiles()
         self._found: dict[Uri, str | KacheryError] = {}
         # What earlier calls brought, for the progress of all.
         self._bytes_before = 0
@@ -62,9 +65,10 @@ class _Fetching:
 
     def _ask(self, daemon: Daemon, some: list[Uri]) -> int:
         """One call; how many of these it answered."""
-        body: dict[str, Any] = {"contents": [one.content for one in some], **self._origin.fields}
+        contents = pack([one.content for one in some], ContentHash.CHARS)
+        body: dict[str, Any] = {"contents": contents, **self._origin.fields}
         if any(one.root is not None for one in some):
-            body["roots"] = [one.root or "" for one in some]
+            body["roots"] = pack([one.root or NO_ROOT for one in some], Root.CHARS)
         timeout_s = self._origin.timeout_s
         result, _ = daemon.call(
             "load_many",
@@ -87,7 +91,7 @@ class _Fetching:
             return error_from_map(failed)
         try:
             # A daemon with another store directory has it: then it is copied to ours.
-            return find_local(wanted) or fetch(wanted, self._origin, self._reporter)
+            return self._here.find(wanted) or fetch(wanted, self._origin, self._reporter)
         except KacheryError as error:
             return error
 

@@ -214,7 +214,7 @@ def _is_idle(connection: socket.socket) -> bool:
 def _open(config_dir: str, name: str, deadline: float | None) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_path(config_dir, name) as path:
+        with short_path(config_dir, name) as path:
             _connect(connection, path, deadline)
     except BaseException as error:
         connection.close()
@@ -225,7 +225,7 @@ def _open(config_dir: str, name: str, deadline: float | None) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _short_path(config_dir: str, name: str) -> Iterator[str]:
+def short_path(config_dir: str, name: str) -> Iterator[str]:
     """The socket's path, or a short way to it through an open descriptor of its directory."""
     path = os.path.join(config_dir, name)
     if len(os.fsencode(path)) <= PATH_BYTES_MAX:

@@ -18,12 +18,13 @@ from kachery_p2p.client.files import (
     is_directory_uri,
     open_stored,
     pread_all,
+    wanted_by,
 )
 from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.content.directories import Directory, FileEntry
 from kachery_p2p.content.hashes import ContentHash, Md5
 from kachery_p2p.content.schemes import DirectoryUri, parse_any
-from kachery_p2p.content.uris import Uri, parse_uri
+from kachery_p2p.content.uris import Uri
 from kachery_p2p.errors import (
     DataFormatError,
     KacheryError,
@@ -117,7 +118,7 @@ def files_at(
 def contents_of(uri: str) -> list[Uri]:
     """What is shared as `uri`: a content; or a directory's list, and all files below the path."""
     if not is_directory_uri(uri):
-        return [parse_uri(uri)]
+        return [wanted_by(uri)]
     where, found = look_up(uri)
     if not isinstance(found, Directory):
         return [Uri(where.content), uri_of(found, where.path[-1])]

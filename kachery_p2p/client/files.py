@@ -39,12 +39,19 @@ def store_file(
     label: str | None = None,
     *,
     channels: Channels = None,
+    access_group: str | None = None,
     progress: ProgressArg = None,
 ) -> str:
     """Store a copy of the file; its URI, whose name is `label` or else the file's own.
 
+    With `access_group`, the name or id of a group of this node, what is stored is encrypted:
+    whoever has it in the channels needs the URI, which is encrypted too, and the group's key.
     `progress` is that of `load_file`.
     """
+    if access_group is not None:
+        from kachery_p2p.client import sealing
+
+        return sealing.store_path(os.fspath(path), label, channels, progress, access_group)
     from kachery_p2p.client import storing
 
     return storing.store_path(os.fspath(path), label, channels, progress)
@@ -106,17 +113,21 @@ def load_file(
     raises ends the load and is raised here; what has arrived is kept.
     """
     origin = origin_of(from_channel, from_node, timeout)
+    load = load_clear
+    if is_encrypted_uri(uri):
+        from kachery_p2p.client.unsealing import load_file as load
     if progress is not None:
         from kachery_p2p.client.progress import Reporter
 
         with Reporter(progress) as reporter:
-            return _load_file(uri, dest, verify, origin, reporter)
-    return _load_file(uri, dest, verify, origin, None)
+            return load(uri, dest, verify, origin, reporter)
+    return load(uri, dest, verify, origin, None)
 
 
-def _load_file(
+def load_clear(
     uri: str, dest: PathLike | None, verify: bool, origin: Origin, reporter: Reporter | None
 ) -> str:
+    """`load_file` of a URI that is not encrypted."""
     wanted = wanted_by(uri, origin, reporter)
     path = find_local(wanted)
     if path is None:
@@ -169,15 +180,18 @@ def load_bytes(
     It can if the URI has a root; `verify` is that of `open`, for one that has none.
     """
     origin = origin_of(from_channel, from_node, timeout)
+    load = load_clear_bytes
+    if is_encrypted_uri(uri):
+        from kachery_p2p.client.unsealing import load_bytes as load
     if progress is None:
-        return _load_bytes(uri, start, end, origin, verify, None)
+        return load(uri, start, end, origin, verify, None)
     from kachery_p2p.client.progress import Reporter
 
     with Reporter(progress) as reporter:
-        return _load_bytes(uri, start, end, origin, verify, reporter)
+        return load(uri, start, end, origin, verify, reporter)
 
 
-def _load_bytes(
+def load_clear_bytes(
     uri: str,
     start: int,
     end: int,
@@ -185,6 +199,7 @@ def _load_bytes(
     verify: str | None,
     reporter: Reporter | None,
 ) -> bytes:
+    """`load_bytes` of a URI that is not encrypted."""
     wanted = wanted_by(uri, origin, reporter)
     if not 0 <= start <= end:
         raise InvalidRangeError(f"{start} to {end} is not a range of bytes")
@@ -236,7 +251,16 @@ def get_node_id() -> str:
 
 
 def wanted_by(uri: str, origin: Origin = ANYWHERE, reporter: Reporter | None = None) -> Uri:
-    """The content that the URI names; of a file in a directory, after a look into its list."""
+    """The content that the URI names; of a file in a directory, after a look into its list.
+
+    Of a URI that is encrypted with its content, the encrypted file.
+    """
+    if uri.startswith("sha1://"):
+        return parse_uri(uri)
+    if is_encrypted_uri(uri):
+        from kachery_p2p.client.encrypted_uris import disclose
+
+        return disclose(uri).wanted
     if is_directory_uri(uri):
         from kachery_p2p.client import directory_lists
 
@@ -247,6 +271,11 @@ def wanted_by(uri: str, origin: Origin = ANYWHERE, reporter: Reporter | None = N
 def is_directory_uri(uri: str) -> bool:
     """Whether it names a directory, or a file by its path in one."""
     return uri.lstrip()[:10].lower() == "sha1dir://"
+
+
+def is_encrypted_uri(uri: str) -> bool:
+    """Whether it is one that only the members of an access group can read."""
+    return uri.lstrip()[:11].lower() == "sha1-enc://"
 
 
 def find_local(wanted: Uri) -> str | None:

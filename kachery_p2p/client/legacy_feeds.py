@@ -23,9 +23,11 @@ from typing import Any
 from urllib.parse import quote
 
 from kachery_p2p.content.hashes import ContentHash, FeedId
-from kachery_p2p.errors import DataFormatError, UnknownFeedError, UriError
+from kachery_p2p.errors import ConfigError, DataFormatError, UnknownFeedError, UriError
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     FEED_NAME_CHARS_MAX,
+    FEED_ROWS_MAX,
     FEEDS_MAX,
     LEGACY_LOOK_S_MAX,
     LEGACY_ROW_BYTES_MAX,
@@ -53,9 +55,9 @@ class LegacyFeeds:
                 f"there is no {FEEDS_NAME} in {directory}",
                 hint="give the storage directory of the older kachery, such as ~/kachery-storage",
             )
-        self._feeds = _Database(path)
+        self._feeds = Database(path)
         mutables = os.path.join(directory, MUTABLES_NAME)
-        self._mutables = _Database(mutables) if os.path.lexists(mutables) else None
+        self._mutables = Database(mutables) if os.path.lexists(mutables) else None
 
     def __enter__(self) -> LegacyFeeds:
         return self
@@ -88,6 +90,20 @@ class LegacyFeeds:
                 raise DataFormatError(f"the message at position {expected} is not text")
             yield text
 
+    def writers(self, feed: FeedId) -> Iterator[tuple[ContentHash, list[NodeId]]]:
+        """Of each subfeed that had access rules the nodes that might submit messages to it.
+
+        kachery-client had no such rules, and no column for them.
+        """
+        if not self._feeds.has_table("subfeeds", ("feedId", "subfeedHash", "accessRules")):
+            return
+        query = "SELECT subfeedHash, accessRules FROM subfeeds WHERE feedId = ? LIMIT ?"
+        for name_hash, rules in self._feeds.rows(query, feed, FEED_ROWS_MAX):
+            nodes = _writers(rules)
+            with contextlib.suppress(UriError):
+                if nodes and isinstance(name_hash, str):
+                    yield ContentHash.parse(name_hash), nodes
+
     def seed(self, feed: FeedId) -> bytes | None:
         """The private key of a feed; None if it is not here, or is not of this feed."""
         for key, value in self._mutable("feedConfig"):
@@ -119,7 +135,7 @@ class LegacyFeeds:
                 yield key, value
 
 
-class _Database:
+class Database:
     """One file of SQLite that may be anything."""
 
     def __init__(self, path: str) -> None:
@@ -141,13 +157,17 @@ class _Database:
         self._connection.close()
 
     def check_table(self, name: str, columns: tuple[str, ...]) -> None:
-        """DataFormatError if there is no such table; a view could make rows for ever."""
+        """DataFormatError if there is no such table."""
+        if not self.has_table(name, columns):
+            raise DataFormatError(f"{self._path} has no table {name} of an older kachery")
+
+    def has_table(self, name: str, columns: tuple[str, ...]) -> bool:
+        """Whether there is such a table; a view could make rows for ever."""
         query = "SELECT type, sql FROM sqlite_master WHERE name = ?"
         found = list(self.rows(query, name))
         plain = [sql for kind, sql in found if kind == "table" and _is_plain(sql)]
         known = {row[1] for row in self.rows(f"PRAGMA table_xinfo({name})") if row[6] == 0}
-        if not plain or not known.issuperset(columns):
-            raise DataFormatError(f"{self._path} has no table {name} of an older kachery")
+        return bool(plain) and known.issuperset(columns)
 
     def rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         with self._reading():
@@ -177,6 +197,20 @@ class _Database:
 
 def _is_plain(sql: object) -> bool:
     return isinstance(sql, str) and sql.upper().split()[:2] == ["CREATE", "TABLE"]
+
+
+def _writers(rules: object) -> list[NodeId]:
+    """The nodes that {"rules": [{"nodeId", "write"}, ...]} lets write, each once."""
+    nodes: dict[NodeId, None] = {}
+    try:
+        listed = json.loads(rules)["rules"] if isinstance(rules, str) and rules else []
+        for rule in listed:
+            if rule["write"] is True and len(nodes) < FEED_ROWS_MAX:
+                nodes[NodeId.parse(rule["nodeId"])] = None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError):
+        # Half a list of permissions is none.
+        return []
+    return list(nodes)
 
 
 def _seed(value: object) -> bytes | None:

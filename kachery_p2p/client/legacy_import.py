@@ -4,6 +4,9 @@ A feed whose private key is there becomes a feed of this node, under the same ke
 the new log holds an old signed message, verbatim, so its signature can still be shown to anybody.
 A feed of somebody else cannot be continued by us, and a log under its key is its owner's to sign:
 it becomes a snapshot, a file in the store. Doing it again goes on where it ended.
+
+Who might submit messages to an own feed may do so again, by the node id of then. That is granted
+once, when the feed is taken over: what was revoked since stays so.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ class Imported(NamedTuple):
     messages: int
     # What did not verify, and why.
     problem: str | None
+    # How many nodes were let submit messages to it.
+    writers: int = 0
 
 
 class _Verified:
@@ -81,9 +86,11 @@ def import_feeds(directory: str, channels: Sequence[str] | None) -> Iterator[Imp
             if seed is None:
                 yield _archived(feed, subfeeds, channels)
                 continue
-            _adopt(feed, seed, old.name(feed), channels)
+            is_new = _adopt(feed, seed, old.name(feed), channels)
+            granted = _granted(feed, old) if is_new else {}
             for subfeed in subfeeds:
-                yield _continued(feed, subfeed)
+                writers = granted.get(subfeed.name_hash, 0)
+                yield _continued(feed, subfeed)._replace(writers=writers)
 
 
 def _archived(
@@ -96,10 +103,19 @@ def _archived(
     return Imported(f"feed://{feed}", ARCHIVE, uri, count, "; ".join(problems) or None)
 
 
-def _adopt(feed: FeedId, seed: bytes, name: str | None, channels: Sequence[str] | None) -> None:
-    """Make the feed one of this node's, if it is not yet."""
+def _granted(feed: FeedId, old: LegacyFeeds) -> dict[ContentHash, int]:
+    """Let those submit who might; to how many nodes that was granted, by subfeeds."""
+    counts = {}
+    for name_hash, nodes in old.writers(feed):
+        LiveSubfeed(feed, name_hash, None).set_writers(nodes)
+        counts[name_hash] = len(nodes)
+    return counts
+
+
+def _adopt(feed: FeedId, seed: bytes, name: str | None, channels: Sequence[str] | None) -> bool:
+    """Make the feed one of this node's; False if it is one already."""
     if call("feed_info", {"feed": feed})["own"]:
-        return
+        return False
     listed = None if channels is None else list(channels)
     body = {"seed": seed.hex(), "channels": listed}
     try:
@@ -109,6 +125,7 @@ def _adopt(feed: FeedId, seed: bytes, name: str | None, channels: Sequence[str] 
         if name is None:
             raise
         call("feed_adopt", body)
+    return True
 
 
 def _continued(feed: FeedId, subfeed: _Verified) -> Imported:

@@ -16,7 +16,7 @@ from kachery_p2p.client import settings
 from kachery_p2p.client.surroundings import Surroundings, surroundings
 from kachery_p2p.errors import LinkChangedError, NotFoundError, RootMismatchError
 from kachery_p2p.limits import KEPT_STORES_MAX
-from kachery_p2p.store.paths import old_link_paths
+from kachery_p2p.store.paths import old_hints_path, old_link_paths
 
 if TYPE_CHECKING:
     from kachery_p2p.content.hashes import ContentHash
@@ -126,4 +126,6 @@ def _may_be_linked(content: ContentHash) -> bool:
     """Whether there is any link to look at: most people have none, and sqlite3 costs 10 ms."""
     if os.path.exists(os.path.join(settings.state_dir(), "links.db")):
         return True
-    return any(os.path.exists(path) for path in old_link_paths(settings.storage_dir(), content))
+    store = settings.storage_dir()
+    noted = (*old_link_paths(store, content), old_hints_path(store, content))
+    return any(os.path.exists(path) for path in noted)

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from kachery_p2p.client.events import ProgressArg
-from kachery_p2p.client.files import Channels, PathLike, find_local, is_directory_uri
+from kachery_p2p.client.files import (
+    Channels,
+    PathLike,
+    is_directory_uri,
+    is_encrypted_uri,
+    wanted_by,
+)
+from kachery_p2p.client.local_files import LocalFiles
 from kachery_p2p.client.origin import ANYWHERE, Origin
 from kachery_p2p.client.progress import Reporter
 from kachery_p2p.content.uris import Uri, parse_uri
@@ -75,7 +82,7 @@ def outcomes_of(
             in_directories.append(text)
             continue
         try:
-            wanted[text] = parse_uri(text)
+            wanted[text] = wanted_by(text)
         except KacheryError as error:
             found[text] = error
     missing = _find_all(wanted, found, reporter)
@@ -86,6 +93,19 @@ def outcomes_of(
 
         fetched = fetch_many(list(missing.values()), origin, reporter, len(found))
         found |= {text: fetched[one] for text, one in missing.items()}
+    return _opened(found)
+
+
+def _opened(found: dict[str, str | KacheryError]) -> dict[str, str | KacheryError]:
+    """The same, with paths of what encrypted files open to."""
+    for text, path in found.items():
+        if isinstance(path, str) and is_encrypted_uri(text):
+            from kachery_p2p.client.unsealing import open_fetched
+
+            try:
+                found[text] = open_fetched(text, path)
+            except KacheryError as error:
+                found[text] = error
     return found
 
 
@@ -105,9 +125,10 @@ def _find_all(
     wanted: dict[str, Uri], found: dict[str, str | KacheryError], reporter: Reporter
 ) -> dict[str, Uri]:
     """Note in `found` what is stored here; the rest."""
+    here = LocalFiles()
     for text, one in wanted.items():
         try:
-            path = find_local(one)
+            path = here.find(one)
         except KacheryError as error:
             found[text] = error
         else:
@@ -123,7 +144,10 @@ def _mistyped(texts: Sequence[str]) -> dict[str, KacheryError]:
     failed: dict[str, KacheryError] = {}
     for text in texts:
         try:
-            (parse_any if is_directory_uri(text) else parse_uri)(text)
+            if text.startswith("sha1://"):
+                parse_uri(text)
+            else:
+                (parse_any if is_directory_uri(text) or is_encrypted_uri(text) else parse_uri)(text)
         except KacheryError as error:
             failed[text] = error
     return failed

@@ -10,6 +10,7 @@ from kachery_p2p.client.files import (
     fetch,
     find_local,
     is_directory_uri,
+    is_encrypted_uri,
     open_stored,
     wanted_by,
 )
@@ -44,6 +45,19 @@ def open(
     something is fetched.
     """
     origin = origin_of(from_channel, from_node, timeout)
+    if is_encrypted_uri(uri):
+        from kachery_p2p.client.encrypted_uris import disclose
+        from kachery_p2p.client.unsealing import open_sealed
+
+        clear_uri, seal = disclose(uri)
+        source = open(
+            clear_uri,
+            from_channel=from_channel,
+            from_node=from_node,
+            timeout=timeout,
+            verify=verify,
+        )
+        return source if seal is None else open_sealed(uri, seal, source)
     wanted = wanted_by(uri, origin)
     path = find_local(wanted)
     if path is None:

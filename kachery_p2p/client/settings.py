@@ -46,7 +46,9 @@ def temp_dir() -> str | None:
 
 def keeps_temp_files() -> bool:
     """Whether KACHERY_KEEP_TEMP_FILES is 1: temporary directories stay, to be looked at."""
-    return os.environ.get("KACHERY_KEEP_TEMP_FILES") == "1"
+    # The second name is that of kachery-p2p before version 1.
+    names = ("KACHERY_KEEP_TEMP_FILES", "KACHERY_P2P_KEEP_TEMP_FILES")
+    return any(os.environ.get(name) == "1" for name in names)
 
 
 def _directory(variable: str, default: str) -> str:
@@ -78,6 +80,26 @@ def daemon_address() -> tuple[str, int] | None:
     if not host and not port:
         return None
     return host or "127.0.0.1", _port(port) if port else DAEMON_PORT
+
+
+# Those that name another daemon than that of this configuration, at its socket.
+_ELSEWHERE = (
+    b"KACHERY_OFFLINE_STORAGE_DIR",
+    b"KACHERY_DAEMON_HOST",
+    b"KACHERY_P2P_API_HOST",
+    b"KACHERY_DAEMON_PORT",
+    b"KACHERY_P2P_API_PORT",
+    b"KACHERY_P2P_DAEMON_SOCKET",
+)
+
+
+def is_own_daemon() -> bool:
+    """Whether the daemon is that of `config_dir`, at its Unix socket; in 1 us, not 7."""
+    # `os.environ` raises two exceptions for each variable that is not set; what is behind it none.
+    variables = getattr(os.environ, "_data", None)
+    if isinstance(variables, dict) and variables.keys().isdisjoint(_ELSEWHERE):
+        return True
+    return not is_offline() and daemon_address() is None and daemon_socket() is None
 
 
 def _port(text: str) -> int:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from kachery_p2p.client.files import Channels
 from kachery_p2p.client.local import open_store
 from kachery_p2p.client.progress import STORING, Reporter
+from kachery_p2p.client.spooling import spooled
 from kachery_p2p.client.storing import (
-    as_descriptor,
     check_channels,
     running_daemon,
     share_new,
@@ -78,7 +78,7 @@ class Shipment:
             with open_store() as store:
                 stored = store.put_bytes(data)
             return self._noted(stored.content, stored.root, stored.size)
-        descriptor = as_descriptor(data)
+        descriptor = spooled([data])
         try:
             return self._handed_over(self._keeper, descriptor)
         finally:

@@ -24,6 +24,7 @@ from kachery_p2p.client.events import ProgressArg
 from kachery_p2p.client.files import Channels, find_local, open_stored
 from kachery_p2p.client.local import kept_store, open_store
 from kachery_p2p.client.progress import SENDING, STORING, Reporter
+from kachery_p2p.client.spooling import spooled
 from kachery_p2p.client.surroundings import Surroundings, surroundings
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.uris import Uri, check_label, encoded, format_uri
@@ -61,7 +62,7 @@ def store_path(
     label = label_of(path, label)
     with Reporter(progress) as reporter:
         reporter.begin(STORING, size_of([path]))
-        return _store(
+        return store_by(
             lambda store: store.put_file(path, reporter.count),
             lambda: open_source(path),
             label,
@@ -76,19 +77,22 @@ def store_value(data: bytes, label: str, channels: Channels) -> str:
     here = surroundings()
     if _there_is_none(here):
         return _store_alone(here, data, label, channels)
-    return _store(lambda store: store.put_bytes(data), lambda: as_descriptor(data), label, channels)
+    return store_by(lambda store: store.put_bytes(data), lambda: spooled([data]), label, channels)
 
 
 def _store_alone(here: Surroundings, data: bytes, label: str, channels: Channels) -> str:
-    """As `_store` without a daemon, for values, of which there may be thousands."""
+    """As `store_by` without a daemon, for values, of which there may be thousands."""
     check_channels(channels)
-    stored = kept_store(here).put_bytes(data)
+    store = kept_store(here)
     if (channels is None or channels) and not here.is_offline:
-        _write_down([stored.content], _wished_ids(channels, here), here)
+        ids = _wished_ids(channels, here)
+        stored = store.put_bytes(data, lambda content: _write_down([content], ids, here))
+    else:
+        stored = store.put_bytes(data)
     return uri_of(stored.content, stored.root, stored.size, label)
 
 
-def _store(
+def store_by(
     put: Callable[[BlobStore], Stored],
     as_descriptor: Callable[[], int],
     label: str,
@@ -166,19 +170,6 @@ def open_source(path: str) -> int:
         os.close(descriptor)
         raise SourceFileError(f"{path} is not a regular file")
     return descriptor
-
-
-def as_descriptor(data: bytes) -> int:
-    """The bytes as a nameless file, which is how they travel to the daemon."""
-    import tempfile
-
-    from kachery_p2p.store.durable import writing_to
-
-    place = settings.temp_dir() or tempfile.gettempdir()
-    with writing_to(place), tempfile.TemporaryFile(dir=place) as file:
-        file.write(data)
-        file.flush()
-        return os.dup(file.fileno())
 
 
 def uri_of(content: str, root: str | None, size: int, label: str) -> str:

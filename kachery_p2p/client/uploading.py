@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kachery_p2p.client import settings
 
 if TYPE_CHECKING:
+    from kachery_p2p.bucket.home import Home
     from kachery_p2p.bucket.objects import Objects
     from kachery_p2p.bucket.queue import Counts, UploadQueue
     from kachery_p2p.channels.bucket_settings import BucketSettings
@@ -38,10 +39,11 @@ def upload_file(path_or_uri: str | os.PathLike[str], channel: str | None = None)
     """Put a file into the bucket of `channel` (None: the only one with a bucket); its URI.
 
     A path is stored and shared in the channel first; a URI must be stored here. It is in the
-    bucket when this returns. Raises BucketError if it could not be put there now (it stays in
-    the queue), NotFoundError, ConfigError, and what storing raises.
+    bucket when this returns. A node without the bucket's credentials asks a member that has
+    them. Raises BucketProviderError if none of those is there, BucketError if it could not be
+    put there now (it stays in the queue), NotFoundError, ConfigError, and what storing raises.
     """
-    from kachery_p2p.errors import BucketError
+    from kachery_p2p.errors import BucketError, BucketProviderError
 
     known = bucket_of(channel)
     uri = os.fspath(path_or_uri)
@@ -51,8 +53,12 @@ def upload_file(path_or_uri: str | os.PathLike[str], channel: str | None = None)
         uri = store_file(uri, channels=[known.channel.name])
     for one in push([uri], known.channel.name):
         if one.state != "done":
-            raise BucketError(
-                f"{one.uri} is not in the bucket: {one.said or 'nobody has put it there yet'}",
+            from kachery_p2p.bucket.faults import NO_PROVIDER
+
+            said = one.said or "nobody has put it there yet"
+            kind = BucketProviderError if said.startswith(NO_PROVIDER) else BucketError
+            raise kind(
+                f"{one.uri} is not in the bucket: {said}",
                 hint="the daemon tries again; `kachery-p2p bucket status` shows how it goes",
             )
     return uri
@@ -108,8 +114,7 @@ def push(uris: Iterable[str], channel: str | None, *, wait: bool = True) -> list
     for the daemon. Raises NotFoundError for what is not stored here, BucketReadOnlyError,
     BucketSupportMissingError and ConfigError.
     """
-    from kachery_p2p.bucket.opening import open_for_writing
-    from kachery_p2p.bucket.queue import REQUESTED, place_of
+    from kachery_p2p.bucket.queue import REQUESTED
     from kachery_p2p.client.directory_lists import contents_of
     from kachery_p2p.client.storing import running_daemon
 
@@ -119,7 +124,7 @@ def push(uris: Iterable[str], channel: str | None, *, wait: bool = True) -> list
     _check_stored(wanted)
     queue = _queue()
     try:
-        place = place_of(open_for_writing(known.settings).node, known.channel.id)
+        place = _place_to_fill(known)
         for one in wanted:
             queue.add(place, [one.content], REQUESTED, one.name)
         if wait and running_daemon() is None:
@@ -129,6 +134,19 @@ def push(uris: Iterable[str], channel: str | None, *, wait: bool = True) -> list
         return [_state(queue, place, one) for one in wanted]
     finally:
         queue.close()
+
+
+def _place_to_fill(known: KnownBucket) -> str:
+    """What the queue calls the bucket, if anything may be put there. BucketReadOnlyError."""
+    from kachery_p2p.bucket.opening import open_for_writing
+    from kachery_p2p.bucket.queue import place_of
+    from kachery_p2p.bucket.urls import parse_bucket_url
+    from kachery_p2p.channels.bucket_settings import MEMBERS, NOTHING
+
+    told = known.settings
+    if told.credentials == MEMBERS and told.mirror != NOTHING:
+        return place_of(parse_bucket_url(told.urls[0]).node, known.channel.id)
+    return place_of(open_for_writing(told, home=home_of(known)).node, known.channel.id)
 
 
 def counts_of(known: KnownBucket) -> Counts:
@@ -151,13 +169,27 @@ def opened_objects(known: KnownBucket) -> Objects:
     from kachery_p2p.bucket.opening import open_places
     from kachery_p2p.errors import BucketReadOnlyError
 
-    place = open_places(known.settings)[0]
+    place = open_places(known.settings, home=home_of(known))[0]
     if not isinstance(place, Objects):
         raise BucketReadOnlyError(
             f"{place.name} is a mirror on the web, which cannot be listed",
             hint="ask whoever keeps it",
         )
     return place
+
+
+def epoch_of(known: KnownBucket) -> int | None:
+    """In which epoch the keys of an encrypted bucket have to be; None if it is not encrypted."""
+    from kachery_p2p.bucket.member_keys import epoch_here
+
+    return epoch_here(home_of(known)) if known.settings.encrypt else None
+
+
+def home_of(known: KnownBucket) -> Home:
+    """Whose bucket it is."""
+    from kachery_p2p.bucket.home import Home
+
+    return Home(settings.config_dir(), known.channel.name)
 
 
 def _check_is_here() -> None:
@@ -198,7 +230,8 @@ def _work_off(known: KnownBucket, queue: UploadQueue, wanted: Sequence[Uri]) -> 
     from kachery_p2p.client.local import open_store
 
     with open_store() as store:
-        uploads = Uploads(known.settings, known.channel.id, store, queue)
+        home = home_of(known)
+        uploads = Uploads(known.settings, known.channel.id, store, queue, home=home)
         for one in wanted:
             upload = queue.of(uploads.place, one.content)
             if upload is not None and upload.state == WAITING and not uploads.put(upload):

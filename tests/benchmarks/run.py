@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bucket
 import bulk
 import feeds
 import idle
@@ -46,6 +47,7 @@ SUBJECTS: dict[str, Callable[[Settings], list[Row]]] = {
     "sources": sources.measure,
     "logs": logs.measure,
     "feeds": feeds.measure,
+    "bucket": bucket.measure,
     "idle": idle.measure_idle,
     "members": idle.measure_members,
 }

@@ -22,6 +22,7 @@ from kachery_p2p.node.unix_door import serve_unix_door
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.index import Index
 from kachery_p2p.wire.operations import error_to_map
+from kachery_p2p.wire.packed_names import unpack
 
 TOKEN = "ab" * 32
 
@@ -111,7 +112,7 @@ class FakeDaemon:
         return {"path": path, "size": os.stat(path).st_size, "root": None}
 
     async def _load_many(self, call: Call) -> dict[str, Any]:
-        contents = call.body["contents"]
+        contents = unpack(call.body["contents"], ContentHash.CHARS)
         call.progress({"phase": "fetching", "bytes": 1, "files": 0, "files_total": len(contents)})
         await trio.testing.wait_all_tasks_blocked()
         if self.on_load is not None:

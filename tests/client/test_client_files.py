@@ -13,6 +13,7 @@ import pytest
 
 import kachery_p2p as kp
 from kachery_p2p.client import local
+from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.errors import (
     ConfigError,
     DataFormatError,
@@ -197,6 +198,13 @@ def test_the_share_list_counts_at_that_moment_and_names_choose_otherwise(tmp_pat
 def test_a_channel_that_was_not_joined_is_an_error() -> None:
     with pytest.raises(UnknownChannelError, match="'nowhere'"):
         kp.store_text("x", channels=["nowhere"])
+
+
+def test_what_cannot_be_shared_as_wished_is_not_stored_either() -> None:
+    with pytest.raises(UnknownChannelError):
+        kp.store_text("a text", channels=["nowhere"])
+    with pytest.raises(NotFoundError):
+        kp.load_text(f"sha1://{sha1_of(b'a text')}/file.txt")
 
 
 def test_the_node_id_is_that_of_the_key_file(tmp_path: Path) -> None:

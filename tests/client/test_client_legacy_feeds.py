@@ -18,6 +18,7 @@ import kachery_p2p as kp
 from kachery_p2p.client import legacy_feeds
 from kachery_p2p.client.feed_calls import call
 from kachery_p2p.client.legacy_import import Imported, import_feeds
+from kachery_p2p.client.legacy_mutables import import_mutables
 from kachery_p2p.client.legacy_signatures import canonical, read_signed, why_not_next
 from kachery_p2p.content.hashes import FeedId, sha1_of
 from kachery_p2p.errors import DaemonDownError, DataFormatError, UnknownFeedError
@@ -252,7 +253,7 @@ def test_importing_again_goes_on_where_it_ended(old: OldDirectory, daemon: FeedD
         feeds.execute("DELETE FROM subfeedMessages")
     old.add(feed, signed)
     for _ in range(2):
-        assert imported(old)[0][3:] == (2_500, None)
+        assert imported(old)[0][3:5] == (2_500, None)
     subfeed = kp.load_subfeed(f"feed://{feed.id}/main")
     assert subfeed.get_next_messages() == list(range(2_500))
 
@@ -275,6 +276,56 @@ def test_a_name_that_is_taken_does_not_stop_a_feed(old: OldDirectory, daemon: Fe
     old.add_key(feed, feed.seed.hex(), "jobs")
     assert imported(old)[0].problem is None
     assert kp.load_feed("jobs").feed_id == taken.feed_id
+
+
+def add_rules(old: OldDirectory, feed: OldFeed, rules: Any, name_hash: str = MAIN) -> None:
+    with old.changing("feeds.db") as feeds:
+        text = rules if isinstance(rules, str) else spelled(rules)
+        feeds.execute("INSERT INTO subfeeds VALUES (?, ?, ?)", (feed.id, name_hash, text))
+
+
+def test_who_might_submit_to_an_own_feed_may_do_so_again_until_it_is_revoked(
+    old: OldDirectory, daemon: FeedDaemon
+) -> None:
+    feed, (one, two, three) = OldFeed(), (OldFeed(n).id for n in (2, 3, 4))
+    empty = sha1_of(b"without messages")
+    old.add(feed, feed.messages())
+    old.add_key(feed, feed.seed.hex())
+    rules = [{"nodeId": one, "write": True}, {"nodeId": two, "write": True}]
+    add_rules(old, feed, {"rules": [*rules, {"nodeId": three, "write": False}]})
+    add_rules(old, feed, {"rules": rules[:1]}, empty)
+    (found,) = imported(old)
+    assert (found.writers, found.problem) == (2, None)
+    subfeed = kp.load_subfeed(f"feed://{feed.id}/main")
+    assert subfeed.get_access_rules() == {"rules": rules}
+    assert kp.load_subfeed(f"feed://{feed.id}/~{empty}").get_access_rules()["rules"] == rules[:1]
+    subfeed.revoke_write_access(node_id=one)
+    assert imported(old)[0].writers == 0
+    assert subfeed.get_access_rules() == {"rules": rules[1:]}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        *("", "{", "[]", '{"rules": 7}', '{"rules": [7]}', '{"rules": [{"write": true}]}'),
+        '{"rules": [{"nodeId": "x", "write": true}]}',
+        '{"rules": [{"nodeId": 7, "write": true}]}',
+        '{"rules": [{"nodeId": "NODE", "write": 1}]}',
+        '{"rules": [{"nodeId": "NODE", "write": true}, {"nodeId": "x", "write": true}]}',
+    ],
+)
+def test_rules_that_are_none_let_nobody_in(old: OldDirectory, rules: str) -> None:
+    feed = OldFeed()
+    add_rules(old, feed, rules.replace("NODE", feed.id))
+    with legacy_feeds.LegacyFeeds(str(old.path)) as found:
+        assert list(found.writers(feed.id)) == []
+
+
+def test_rules_are_not_looked_for_where_there_were_none(old: OldDirectory) -> None:
+    with old.changing("feeds.db") as feeds:
+        feeds.execute("DROP TABLE subfeeds")
+    with legacy_feeds.LegacyFeeds(str(old.path)) as found:
+        assert list(found.writers(OldFeed().id)) == []
 
 
 def test_a_foreign_feed_becomes_a_snapshot_and_needs_no_daemon(old: OldDirectory) -> None:
@@ -335,6 +386,38 @@ def test_a_feed_of_which_nothing_verifies_leaves_nothing(old: OldDirectory) -> N
     old.add(feed, ["junk"])
     (one,) = imported(old)
     assert (one.uri, one.messages) == (None, 0)
+
+
+# --- mutables ---------------------------------------------------------------------------------
+
+
+def test_mutables_of_programs_are_taken_over_and_those_of_the_daemon_are_not(
+    old: OldDirectory,
+) -> None:
+    feed = OldFeed()
+    old.add_key(feed, feed.seed.hex(), "a name")
+    old.set("_joined_channels_config", {"joinedChannels": []})
+    old.set("key1", {"value": 1})
+    old.set({"b": [1], "a": 2.0}, "text")
+    old.set("known", "older")
+    with old.changing("mutables.db") as mutables:
+        for row in (("{", "1"), ("1", "{"), (None, None), (b"x", 7), ('"nan"', "NaN")):
+            mutables.execute("INSERT INTO mutables VALUES ('h', ?, ?)", row)
+    kp.set("known", "newer")
+    before = contents(old.path)
+    assert import_mutables(str(old.path)) == 2
+    assert import_mutables(str(old.path)) == 0
+    assert (kp.get("key1"), kp.get({"a": 2, "b": [1]})) == ({"value": 1}, "text")
+    assert kp.get("known") == "newer"
+    assert kp.get({"type": "feedConfig", "feedId": feed.id}) is None
+    assert contents(old.path) == before
+
+
+def test_no_mutables_or_junk_are_none_or_an_error(tmp_path: Path) -> None:
+    assert import_mutables(str(tmp_path)) == 0
+    (tmp_path / "mutables.db").write_bytes(b"junk" * 999)
+    with pytest.raises(DataFormatError):
+        import_mutables(str(tmp_path))
 
 
 # --- hostile files ------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ PURE = (
     "content/chunk_lists",
     "content/directories",
     "content/strict_json",
+    "identity/access_groups",
     "identity/sealed",
     "log/tree",
     "log/entries",

@@ -158,23 +158,26 @@ def test_what_is_wrong_with_a_bucket_is_said_and_local_work_goes_on(
 ) -> None:
     (port,) = free_ports(1)
     wrong = {
-        "secret": (url, "refused"),
-        "missing": (f"s3://nowhere/x?endpoint={ceph.endpoint}", "no bucket"),
-        "route": (f"s3://lab/x?endpoint=http://127.0.0.1:{port}", "does not answer"),
+        "secret": (url, "refused: the secret key is wrong", "check the credentials"),
+        "missing": (f"s3://nowhere/x?endpoint={ceph.endpoint}", "no bucket", "create it where"),
+        "route": (f"s3://lab/x?endpoint=http://127.0.0.1:{port}", "not answer", "check the end"),
     }
     secret = {"AWS_SECRET_ACCESS_KEY": "not-the-secret-key"}
-    for name, (address, said) in wrong.items():
+    for name, (address, said, mends) in wrong.items():
         node = with_keys(name, **(secret if name == "secret" else {})).start()
         run(node, "bucket", "add", "lab", address)
         checked = node.cli("bucket", "check", "lab")
         assert checked.returncode != 0
         assert said in checked.stdout
+        assert mends in checked.stderr
+        doctor = node.cli("doctor").stdout.splitlines()
+        assert any(f"{said}" in line and f"mend: {mends}" in line for line in doctor), doctor
         uri = run(node, "store", str(lab.file(f"{name}.dat", 1000)))
         assert Path(run(node, "load", uri)).stat().st_size == 1000
 
-        def problems(node: NodeProcess = node, said: str = said) -> bool:
+        def problems(node: NodeProcess = node, said: str = said, mends: str = mends) -> bool:
             told = json.loads(run(node, "status", "--json"))["problems"]
-            return any(said in line for line in told)
+            return any(said in line and mends in line for line in told)
 
         until(problems)
         everything = checked.stdout + checked.stderr + node.errors() + run(node, "status")
@@ -217,3 +220,39 @@ def test_a_bucket_of_a_channel_file_is_used(lab: Lab, tmp_path: Path) -> None:
     author.kill()
     reader.start()
     assert Path(run(reader, "load", uri)).stat().st_size == 1000
+
+
+def test_a_member_without_keys_stores_through_one_who_has_them_and_reads_through_another(
+    lab: Lab, url: str, with_keys: Callable[..., NodeProcess]
+) -> None:
+    provider = with_keys("provider").start()
+    run(provider, "bucket", "add", "lab", url, "--mirror", "requested")
+    member = lab.node("member").start("--bootstrap", provider.address)
+    run(member, "bucket", "add", "lab", url, "--credentials", "members", "--mirror", "shared")
+    recording = lab.file("recording.dat", 9 * MIB + 7)
+    code = f"import kachery_p2p as kp; print(kp.upload_file({str(recording)!r}))"
+    done = member.python(code)
+    uri = done.stdout.strip()
+    assert uri[7:47] in contents(url), done.stderr
+    # What is shared goes there by itself; a push waits for it.
+    note = run(member, "store", str(lab.file("note.txt", 1000)))
+    until(lambda: note[7:47] in contents(url))
+    assert run(member, "bucket", "push", note).startswith("done")
+    assert json.loads(run(member, "status", "--json"))["problems"] == []
+    member.kill()
+
+    borrower = lab.node("borrower").start("--bootstrap", provider.address)
+    run(borrower, "bucket", "add", "lab", url, "--credentials", "members")
+    # Not from its store, which is gone, but through what it signs.
+    run(provider, "rm", uri, note)
+    loaded = Path(run(borrower, "load", uri))
+    assert loaded.read_bytes() == recording.read_bytes()
+    provider.kill()
+
+    reader = with_keys("reader").start()
+    run(reader, "bucket", "add", "lab", url)
+    assert Path(run(reader, "load", uri)).read_bytes() == recording.read_bytes()
+    assert Path(run(reader, "load", note)).stat().st_size == 1000
+    pushed = borrower.cli("bucket", "push", run(borrower, "store", str(lab.file("x", 10))))
+    assert pushed.returncode != 0
+    assert "no member that has the credentials" in pushed.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -120,4 +121,42 @@ def test_what_one_program_stores_another_loads_on_another_computer(lab: Lab) -> 
         "from alice None",
         "True",
         "b'def'",
+    ]
+
+
+def test_a_program_of_kachery_p2p_meets_members_by_a_place_alone(lab: Lab) -> None:
+    alice = lab.node("alice").start()
+    place = "127.0.0.1:" + alice.address.split("/")[4]
+    bob = lab.node("bob").start("--bootstrap", place)
+    assert bob.cli("status", "--wait", "30").returncode == 0
+    known = json.loads((bob.directory / "config/state/places.json").read_text())
+    assert known == {place: alice.node_id}
+    uri = run(
+        alice,
+        """
+        from kachery_p2p.compat import kachery_p2p as kp
+        print(kp.store_object({'name': 'example-object'}))
+        """,
+    ).strip()
+    program = f"""
+        from kachery_p2p.compat import kachery_p2p as kp
+        uri, alice = {uri!r}, {str(alice.node_id)!r}
+        print(kp.load_object(uri, p2p=False), [one['nodeId'] == alice for one in kp.find_file(uri)])
+        print(kp.load_object(uri, from_node=alice, from_channel='lab'))
+        print([one['channelConfigUrl'] for one in kp.get_channels()])
+        sf = kp.create_feed('mine').get_subfeed('main')
+        sf.append_messages([{{'a': 1}}, {{'a': 2}}])
+        sf.grant_write_access(node_id=alice)
+        watch = {{'w': {{'feedId': kp.get_feed_id('mine'), 'subfeedName': 'main', 'position': 1}}}}
+        count = kp.load_subfeed(sf.get_uri()).get_num_messages()
+        print(kp.watch_for_new_messages(watch, wait_msec=1000), count)
+        rules = [{{'nodeId': alice, 'write': True}}]
+        print(sf.get_access_rules()['rules'] == rules, kp.stop_daemon())
+    """
+    assert run(bob, program).splitlines() == [
+        "None [True]",
+        "{'name': 'example-object'}",
+        "['lab']",
+        "{'w': [{'a': 2}]} 2",
+        "True True",
     ]

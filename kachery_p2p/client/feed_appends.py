@@ -1,0 +1,189 @@
+"""Appending to own feeds: by this process itself where it can, else by the daemon.
+
+The first message goes through the daemon, which opens the subfeed, notes its name and lets others
+append (`feeds.writers`). From then on this process writes into the same file (`feeds.direct`) and
+tells the daemon without waiting for it. Whenever anything is not as usual the daemon is asked
+again. Who reaches the daemon over HTTP, or another user's daemon, always asks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kachery_p2p.client import settings
+from kachery_p2p.client.daemon import short_path
+from kachery_p2p.content.hashes import ContentHash, FeedId
+from kachery_p2p.errors import ConfigError, DaemonDownError
+from kachery_p2p.feeds.direct import DirectLog, NotHere
+from kachery_p2p.feeds.messages import encoded_entries
+from kachery_p2p.feeds.names import subfeed_id
+from kachery_p2p.feeds.poke import SOCKET_NAME, encode_poke
+from kachery_p2p.limits import FEED_APPENDED_OPEN_MAX, FEED_LOOK_AGAIN_S, FEED_POKE_REST_S
+
+
+class _Which(NamedTuple):
+    """A subfeed below a configuration directory."""
+
+    config_dir: str
+    feed: str
+    name_hash: str
+
+
+class _Appended:
+    """A subfeed that this process appends to; its files are opened when they are used."""
+
+    def __init__(self, which: _Which) -> None:
+        feed, name_hash = FeedId(which.feed), ContentHash(which.name_hash)
+        name = subfeed_id(feed, name_hash).hex()
+        self.poke = encode_poke(feed, name_hash)
+        self.poked_at = 0.0
+        self._path = f"{which.config_dir}/feeds/{name[:2]}/{name}"
+        self._log: DirectLog | None = None
+
+    def append(self, texts: Sequence[bytes]) -> int:
+        """The position of the first. Raises as `DirectLog`."""
+        log = self._log
+        if log is None:
+            log = self._log = DirectLog(self._path)
+        return log.append(encoded_entries(texts, time.time_ns() // 1_000_000))
+
+    def close(self) -> None:
+        """In a forked process: its files are those of its parent."""
+        if self._log is not None:
+            self._log.close()
+
+
+_lock = threading.Lock()
+# Those used last at the end.
+_known: OrderedDict[_Which, _Appended] = OrderedDict()
+
+
+def append(
+    feed: str, name_hash: str, texts: Sequence[bytes], ask: Callable[[Sequence[bytes]], int]
+) -> int:
+    """Append messages, as JSON, that fit one call; the position of the first.
+
+    `ask` has the daemon do it. Raises what either of them does.
+    """
+    if not settings.is_own_daemon():
+        return ask(texts)
+    which = _Which(settings.config_dir(), feed, name_hash)
+    known = _known.get(which)
+    if known is not None:
+        try:
+            first = known.append(texts)
+        except NotHere:
+            _forget(which)
+        else:
+            _tell(which.config_dir, known)
+            return first
+    try:
+        first = ask(texts)
+    except DaemonDownError as down:
+        return _without_daemon(which, texts, down)
+    _remember(which, _Appended(which))
+    return first
+
+
+def _without_daemon(which: _Which, texts: Sequence[bytes], down: DaemonDownError) -> int:
+    """Append where a daemon has let us, since this computer was started."""
+    appended = _Appended(which)
+    try:
+        first = appended.append(texts)
+    except NotHere as error:
+        raise (error.why or down) from None
+    _remember(which, appended)
+    return first
+
+
+def _remember(which: _Which, appended: _Appended) -> None:
+    with _lock:
+        _known[which] = appended
+        _known.move_to_end(which)
+        while len(_known) > FEED_APPENDED_OPEN_MAX:
+            # Its files are closed when nobody uses them any more.
+            _known.popitem(last=False)
+
+
+def _forget(which: _Which) -> None:
+    with _lock:
+        _known.pop(which, None)
+
+
+def _forget_all() -> None:
+    """In a forked process, which would share the locks of its parent."""
+    global _lock
+    _lock = threading.Lock()
+    for appended in _known.values():
+        appended.close()
+    _known.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+# --- telling the daemon ---------------------------------------------------------------------------
+
+
+class _Line:
+    """The socket on which this process tells a daemon. Of one thread at a time."""
+
+    def __init__(self) -> None:
+        self._config_dir = ""
+        self._socket: socket.socket | None = None
+        self._rest_until = 0.0
+
+    def __del__(self) -> None:
+        self._close()
+
+    def send(self, config_dir: str, datagram: bytes, now: float) -> bool:
+        """True if the daemon of the configuration hears it, and False at once if not."""
+        if config_dir != self._config_dir or (self._socket is None and now >= self._rest_until):
+            self._connect(config_dir, now)
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send(datagram)
+        except BlockingIOError:
+            return False  # it has enough to hear
+        except OSError:
+            self._close()
+            return False
+        return True
+
+    def _connect(self, config_dir: str, now: float) -> None:
+        self._close()
+        self._config_dir, self._rest_until = config_dir, now + FEED_POKE_REST_S
+        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        connecting.setblocking(False)
+        try:
+            with short_path(config_dir, SOCKET_NAME) as path:
+                connecting.connect(path)
+        except (OSError, ConfigError):
+            connecting.close()
+        else:
+            self._socket = connecting
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+_line = _Line()
+
+
+def _tell(config_dir: str, appended: _Appended) -> None:
+    """Tell the daemon, if there is one, and if it does not look by itself in a moment."""
+    now = time.monotonic()
+    if now - appended.poked_at < FEED_LOOK_AGAIN_S:
+        return
+    with _lock:
+        if _line.send(config_dir, appended.poke, now):
+            appended.poked_at = now
