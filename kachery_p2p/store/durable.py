@@ -290,7 +290,8 @@ class Made:
         self.paths: set[str] = set()
         # The directories that they are in.
         self.parents: set[str] = set()
-        self.mode_is_right = False
+        # Those whose mode and group are those of the top, so that what is made in them has them.
+        self.right: set[str] = set()
 
 
 class DurableDirectories:
@@ -330,18 +331,20 @@ class DurableDirectories:
             self._make_top()
             self._done.add(self.top)
         missing = []
-        while path not in made.paths and path not in self._done:
+        # Another thread may forget all of it at any moment.
+        while path != self.top and path not in made.paths and path not in self._done:
             missing.append(path)
             path = path[: path.rindex("/")]
         for new in reversed(missing):
-            # What mkdir makes of the umask and the parent is looked at once for all.
-            if made.mode_is_right:
-                try:  # noqa: SIM105 (`suppress` takes 1 us more, for each object)
+            # What mkdir makes of the umask and the parent is looked at once for each that was here.
+            if path in made.right:
+                try:
                     os.mkdir(new)
+                    made.right.add(new)
                 except FileExistsError:
                     pass
-            else:
-                made.mode_is_right = self._make_below(new)
+            elif self._make_below(new):
+                made.right |= {path, new}
             made.paths.add(new)
             made.parents.add(path)
             path = new
@@ -374,16 +377,18 @@ class DurableDirectories:
         """Make one directory; True if it was made, and had the right mode at once."""
         try:
             os.mkdir(path)
+            is_new = True
         except FileExistsError:
             if not _made_by_us_just_now(path):
                 return False
+            is_new = False
         # As open as the top, and of its group: a store that a group may write stays one.
         top, made = os.stat(self.top), os.stat(path)
         if made.st_gid != top.st_gid:
             with contextlib.suppress(OSError):  # a group that we are not in
                 os.chown(path, -1, top.st_gid)
         elif made.st_mode & 0o3777 == top.st_mode & 0o3777:
-            return True
+            return is_new
         os.chmod(path, top.st_mode & 0o3777)
         return False
 

@@ -28,7 +28,6 @@ from kachery_p2p.store.durable import (
     Made,
     storage_error,
     sync_directory,
-    sync_file,
     sync_filesystem,
     write_all,
     writing_to,
@@ -39,7 +38,7 @@ from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
 from kachery_p2p.store.objects import Stored, collision, stored, stored_earlier
 from kachery_p2p.store.paths import blob_path, parent_of
 from kachery_p2p.store.placing import Placing
-from kachery_p2p.store.sources import Source, opened_source
+from kachery_p2p.store.sources import Identity, Source, identity, opened_source
 from kachery_p2p.store.temps import TempGroup
 
 _ALLOWANCE_BYTES = 16 << 20
@@ -62,6 +61,7 @@ class _Written(NamedTuple):
     # Where it is to go.
     target: str
     hashes: Hashes
+    which: Identity
     source: os.stat_result | None
 
 
@@ -213,13 +213,13 @@ class Group:
         path, fd = temps.create()
         try:
             write_all(fd, data, 0)
-            self._finish(temps, fd)
+            which = temps.finish(fd)
         except BaseException:
             _remove(path)
             raise
         finally:
             os.close(fd)
-        return _Written(path, blob_path(self._top, hashes.content), hashes, None)
+        return _Written(path, blob_path(self._top, hashes.content), hashes, which, None)
 
     def _write_file(self, temps: TempGroup, number: int, source: Source) -> _Written | Stored:
         with opened_source(source) as fd:
@@ -231,7 +231,7 @@ class Group:
             path, temp = temps.create()
             try:
                 manifest = self._intake.take_file(temp, fd, status, self._progress)
-                self._finish(temps, temp)
+                which = temps.finish(temp)
             except BaseException:
                 _remove(path)
                 raise
@@ -239,7 +239,7 @@ class Group:
                 os.close(temp)
         self._unasked.append(number)
         seen = status if settled else None
-        return _Written(path, blob_path(self._top, manifest.content), manifest, seen)
+        return _Written(path, blob_path(self._top, manifest.content), manifest, which, seen)
 
     def _check_space(self, need: int) -> None:
         """Look at the disk again for each 16 MiB, by which a group may enter the reserve."""
@@ -248,12 +248,6 @@ class Group:
             self._allowance = _ALLOWANCE_BYTES
         else:
             self._allowance -= need
-
-    @staticmethod
-    def _finish(temps: TempGroup, fd: int) -> None:
-        os.fchmod(fd, 0o444)
-        if not temps.synced_at_once:
-            sync_file(fd)
 
     def _bytes_synced(self, temps: TempGroup) -> bool:
         if not temps.synced_at_once:
@@ -276,7 +270,7 @@ class Group:
     def _place(self, temps: TempGroup) -> None:
         pinned = self._pinned_late()
         placed: dict[int, bool] = {}
-        for number, (path, target, hashes, _) in self._written.items():
+        for number, (path, target, hashes, _, _) in self._written.items():
             try:
                 if pinned and pinned.get(hashes.content, hashes.root) != hashes.root:
                     raise collision(hashes.content)
@@ -319,7 +313,7 @@ class Group:
     def _looked_at(self, placed: dict[int, bool]) -> _Found:
         """What may be said, and the index be told, as soon as the names are on disk."""
         found = _Found({}, [], [])
-        for number, (_, path, hashes, source) in self._written.items():
+        for number, (_, path, hashes, which, source) in self._written.items():
             content, root = hashes.content, hashes.root
             try:
                 status = os.lstat(path)
@@ -327,7 +321,9 @@ class Group:
                 found.outcomes[number] = storage_error(error, self._top)
                 continue
             found.outcomes[number] = Stored(content, root, hashes.size, path)
-            if placed[number]:
+            # Who may write there may have put another file in its place: that one is hashed before
+            # anything is believed of it.
+            if placed[number] and identity(status) == which:
                 # Made here, while the disk is waited for, and not before the commit.
                 found.objects.append(Rows(Remembered(content, hashes, root, status)))
             if source is not None:

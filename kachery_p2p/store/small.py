@@ -85,7 +85,9 @@ class SmallObjects:
         try:
             self._directories.make_unsynced(parent, made)
             rename_new(temp.path, path)
-        except (FileExistsError, FileNotFoundError):
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
             self._directories.forget()
             return False
         temp.moved = True

@@ -101,6 +101,15 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
     )
 
 
+# What a file keeps when it is renamed, which changes its ctime.
+Identity = tuple[int, int, int, int, int]
+
+
+def identity(status: os.stat_result) -> Identity:
+    """Which file it is, whose, and since when it has these bytes."""
+    return status.st_dev, status.st_ino, status.st_uid, status.st_size, status.st_mtime_ns
+
+
 def same_state(one: os.stat_result, other: os.stat_result) -> bool:
     """True if nothing says that the file changed between the two looks."""
     return _state(one) == _state(other)

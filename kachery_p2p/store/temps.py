@@ -13,10 +13,20 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-from kachery_p2p.store.durable import DurableDirectories, storage_error, syncs_at_once, writing_to
+from kachery_p2p.store.durable import (
+    DurableDirectories,
+    storage_error,
+    sync_file,
+    syncs_at_once,
+    writing_to,
+)
 from kachery_p2p.store.paths import temp_dir
+from kachery_p2p.store.sources import Identity, identity
 
 Answer = TypeVar("Answer")
+
+# Everybody who may come near reads an object, and nobody writes to it.
+OBJECT_MODE = 0o444
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -85,7 +95,19 @@ class TempGroup:
         """The path and the descriptor of a new file, which whoever asked for it closes."""
         self._count += 1
         path = f"{self.path}/{self._count}"
-        return path, os.open(path, _NEW_FILE, 0o600)
+        return path, os.open(path, _NEW_FILE, OBJECT_MODE)
+
+    def finish(self, fd: int) -> Identity:
+        """The new file has all its bytes: which one it is, by whatever path it is looked at later.
+
+        It is synced here where the file system is not synced as a whole.
+        """
+        status = os.fstat(fd)
+        if status.st_mode & 0o777 != OBJECT_MODE:  # the umask took some of it
+            os.fchmod(fd, OBJECT_MODE)
+        if not self.synced_at_once:
+            sync_file(fd)
+        return identity(status)
 
     def __exit__(
         self,

@@ -25,7 +25,6 @@ from kachery_p2p.store.durable import (
     Made,
     rename_new,
     sync_directory,
-    sync_file,
     sync_filesystem,
     write_all,
     writing_to,
@@ -34,12 +33,10 @@ from kachery_p2p.store.groups import Outcome
 from kachery_p2p.store.index import Index, Rows
 from kachery_p2p.store.objects import Stored
 from kachery_p2p.store.paths import blob_path, parent_of
+from kachery_p2p.store.sources import Identity, identity
 from kachery_p2p.store.temps import TempGroup
 
 log = logging.getLogger(__name__)
-
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MODE = 0o444
 
 
 class Verified(NamedTuple):
@@ -47,6 +44,14 @@ class Verified(NamedTuple):
 
     content: ContentHash
     data: bytes
+
+
+class _Written(NamedTuple):
+    """A blob in its temporary file."""
+
+    path: str
+    hashes: ChunkHashes
+    which: Identity
 
 
 class VerifiedGroups:
@@ -104,49 +109,48 @@ class _Group:
         with DirectoriesAhead(self._directories, self._made) as ahead:
             for target in targets.values():
                 ahead.wish(parent_of(target))
-            hashes = self._write(blobs)
+            written = self._write(blobs)
             if self._temps.synced_at_once:
                 sync_filesystem(self._temps.fd)
-        placed = [number for number in targets if self._place(number, targets[number])]
-        with Aside(lambda: _rows(placed, targets, hashes)) as looked_at:
-            self._sync_names([targets[number] for number in placed])
+        placed = {
+            number: targets[number]
+            for number, one in written.items()
+            if self._place(one.path, targets[number])
+        }
+        with Aside(lambda: _rows(placed, written)) as looked_at:
+            self._sync_names(list(placed.values()))
         rows = looked_at.answer()
         self._directories.now_durable(self._made)
         try:
             self._index.note_rows(list(rows.values()), [])
         except StoreError as error:
             log.warning("the index could not note a group that was stored: %s", error)
+        stored = {number: written[number].hashes for number in rows}
         return {
-            number: Stored(
-                hashes[number].content, hashes[number].root, hashes[number].size, targets[number]
-            )
-            for number in rows
+            number: Stored(one.content, one.root, one.size, targets[number])
+            for number, one in stored.items()
         }
 
-    def _write(self, blobs: dict[int, Verified]) -> dict[int, ChunkHashes]:
-        hashes, is_exact = {}, False
-        temps = self._temps
+    def _write(self, blobs: dict[int, Verified]) -> dict[int, _Written]:
+        written = {}
         for number, (content, data) in blobs.items():
-            hashes[number] = chunk_hashes(content, content.raw, data)
-            fd = os.open(str(number), _NEW_FILE, _MODE, dir_fd=temps.fd)
+            hashes = chunk_hashes(content, content.raw, data)
+            path, fd = self._temps.create()
             try:
                 write_all(fd, data, 0)
-                # What the umask makes of the mode is looked at once for all.
-                if not is_exact:
-                    is_exact = os.fstat(fd).st_mode & 0o777 == _MODE
-                    if not is_exact:
-                        os.fchmod(fd, _MODE)
-                if not temps.synced_at_once:
-                    sync_file(fd)
+                which = self._temps.finish(fd)
             finally:
                 os.close(fd)
-        return hashes
+            written[number] = _Written(path, hashes, which)
+        return written
 
-    def _place(self, number: int, target: str) -> bool:
+    def _place(self, path: str, target: str) -> bool:
         """False if it has no name: something stands there, or a directory is gone."""
         try:
-            rename_new(f"{self._temps.path}/{number}", target)
-        except (FileExistsError, FileNotFoundError, NotADirectoryError):
+            rename_new(path, target)
+        except FileExistsError:
+            return False
+        except (FileNotFoundError, NotADirectoryError):
             self._directories.forget()
             return False
         return True
@@ -161,14 +165,16 @@ class _Group:
                 sync_directory(directory)
 
 
-def _rows(
-    placed: Sequence[int], targets: dict[int, str], hashes: dict[int, ChunkHashes]
-) -> dict[int, Rows]:
-    """What the index is to be told, made while the disk is waited for; of those that are there."""
+def _rows(placed: dict[int, str], written: dict[int, _Written]) -> dict[int, Rows]:
+    """What the index is to be told, made while the disk is waited for; of those that are there.
+
+    Who may write there may have put another file in the place of one: that is not told.
+    """
     rows = {}
-    for number in placed:
+    for number, path in placed.items():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = os.lstat(targets[number])
-            one = hashes[number]
-            rows[number] = Rows(Remembered(one.content, one, one.root, status))
+            _, one, which = written[number]
+            status = os.lstat(path)
+            if identity(status) == which:
+                rows[number] = Rows(Remembered(one.content, one, one.root, status))
     return rows
