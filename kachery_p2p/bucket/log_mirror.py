@@ -358,6 +358,7 @@ def _entries(copy: LogCopy, first: int, end: int) -> list[bytes]:
 def _read(copy: LogCopy, first: int, end: int) -> Iterator[bytes]:
     while first < end:
         some = copy.entries(first, end - first, BUCKET_LOG_SEGMENT_BYTES_MAX)
-        assert some, "a copy has all entries up to its end"
+        if not some:
+            raise LogError("the log has ended meanwhile", hint="it is put there as it is now")
         yield from some
         first += len(some)

@@ -46,7 +46,7 @@ class LogTree:
         while len(self._read) > BUCKET_LOG_SEGMENTS_READ_MAX:
             del self._read[next(iter(self._read))]
             self._known = dict(self.head.subtrees())
-        for _, others in self._read.values():
+        for _, others in list(self._read.values()):
             self._known.update(others)
 
     def entries_of(self, first: int) -> Sequence[bytes] | None:

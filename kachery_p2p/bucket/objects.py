@@ -152,8 +152,8 @@ class Objects:
     def signed_query(self, key: str, seconds: float) -> str:
         """What lets anybody read an object for so long: the query of its URL.
 
-        "" if this store has no such signatures, or these credentials cannot make them. Asks
-        nothing of the server.
+        "" if this store has no such signatures, or these credentials cannot make them. Blocks:
+        the provider's chain may be asked for credentials.
         """
         if self.url.scheme not in CLOUDS:
             return ""

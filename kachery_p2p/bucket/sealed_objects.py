@@ -9,6 +9,7 @@ AA are the first two digits of NAME. What lies there under other names is no par
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,10 @@ from kachery_p2p.bucket.objects import Listed, Objects
 from kachery_p2p.bucket.rings import STORED
 from kachery_p2p.bucket.sealed_reading import Keys, SealedReading
 from kachery_p2p.bucket.sealing import BEGINNING_BYTES, SealedWriting, object_size
+from kachery_p2p.errors import BucketAnswerError
 from kachery_p2p.limits import BUCKET_LIST_KEYS, BUCKET_SEALED_LIST_AT_ONCE
+
+log = logging.getLogger(__name__)
 
 
 class SealedObjects(Objects):
@@ -57,11 +61,23 @@ class SealedObjects(Objects):
         """Bytes `start` to `end` of what an object holds. Raises AbsentError and BucketErrors."""
         return self._reading.read(key, start, end)
 
+    def read_whole(self, key: str, bytes_max: int) -> bytes:
+        """As of `Objects`."""
+        path = self.keys.ring().stored_name(key)
+        return self._reading.opened(key, self._plain.read_whole(path, object_size(bytes_max)))
+
     def read_versioned(self, key: str, bytes_max: int) -> tuple[bytes, str]:
-        """All of a small object, and what `replace` knows it by. Raises as `read_whole` does."""
+        """All of a small object, and what `replace` knows it by. Raises as `read_whole` does.
+
+        What is damaged has nothing in it: so it can be replaced.
+        """
         path = self.keys.ring().stored_name(key)
         sealed, version = self._plain.read_versioned(path, object_size(bytes_max))
-        return self._reading.opened(key, sealed), version
+        try:
+            return self._reading.opened(key, sealed), version
+        except BucketAnswerError as error:
+            log.warning("%s", error)
+            return b"", version
 
     def list(self, below: str = "") -> Iterator[Listed]:
         """Every object whose key begins with the directory `below`; asks for each in the bucket.

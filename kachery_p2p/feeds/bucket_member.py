@@ -105,6 +105,10 @@ class BucketMember:
                 raise PeerError(str(error)) from error
             except OF_A_LIE as error:
                 raise ProtocolError(f"{self.place.name}: {error}") from error
+            except PeerError:
+                raise
+            except KacheryError as error:  # keys of a bucket that a newer version wrote
+                raise PeerError(str(error)) from error
         raise PeerTimeoutError(f"{self.place.name} did not answer in time")
 
     # --- answers -------------------------------------------------------------------------------

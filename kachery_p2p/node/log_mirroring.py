@@ -224,6 +224,7 @@ class LogMirroring:
     async def _put(self, mirror: LogMirror, job: _Job, seen: dict[object, _Seen]) -> bool:
         """Put one log there; False if it is of no use to try others now."""
         noted = seen[job.key] = _Seen(job.state, trio.current_time())
+        copy: LogCopy | None = None
         try:
             copy = await job.copy()
             if copy is None:

@@ -9,6 +9,7 @@ the channel can be named.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -94,8 +95,12 @@ class Providing:
         bucket = self._readable(session, body)
         self._count(session)
         key = body["key"]
-        size, attributes = await self._in_thread(lambda: bucket.head(key))
-        signed = bucket.signed_query(key, BUCKET_SIGNED_S)
+
+        def look() -> tuple[int, Mapping[str, str], str]:
+            size, attributes = bucket.head(key)
+            return size, attributes, bucket.signed_query(key, BUCKET_SIGNED_S)
+
+        size, attributes, signed = await self._in_thread(look)
         # Whoever was removed meanwhile gets nothing of it.
         self._readable(session, body)
         return {

@@ -84,6 +84,8 @@ class Wishes:
         self._open: dict[tuple[NodeId, str, ContentHash], _Open] = {}
         self._counts: Counter[NodeId] = Counter()
         self._fetching = trio.CapacityLimiter(BUCKET_WISHES_AT_ONCE)
+        # Threads of its own: a bucket that does not answer must not take those of the node.
+        self._looking = trio.CapacityLimiter(BUCKET_WISHES_AT_ONCE)
         self._fetching_for: dict[NodeId, trio.CapacityLimiter] = {}
         self._allowed: dict[NodeId, TokenBucket] = {}
 
@@ -154,7 +156,10 @@ class Wishes:
         if row is not None and row.state == DONE:
             found.wish = Wish(told.THERE, "")
             return
-        if await trio.to_thread.run_sync(uploads.bucket.look, content) is not None:
+        there = await trio.to_thread.run_sync(
+            uploads.bucket.look, content, limiter=self._looking, abandon_on_cancel=True
+        )
+        if there is not None:
             found.wish = Wish(told.THERE, "")
             return
         if not self._is_shared_here(wanted):
@@ -196,7 +201,17 @@ class Wishes:
                 await self._downloads.load(wanted.content, None, lambda view: None, only)
             if fetching.cancelled_caught:
                 raise PeerError("gave up a fetch that took too long")
+            # Its size was the member's word.
+            came = await trio.to_thread.run_sync(self._size_here, wanted.content)
+            if not uploads.settings.takes(came):
+                return f"{came} bytes are outside the limits of the node that was asked"
+            if came > size:
+                self._pay(wanted.peer, came - size)
         return None
+
+    def _size_here(self, content: ContentHash) -> int:
+        with self._parts.blobs.open_verified(content) as opened:
+            return opened.root_object.size
 
     def _pay(self, peer: NodeId, size: int) -> None:
         """Count what the member makes this node fetch. PeerBusyError if it was enough."""

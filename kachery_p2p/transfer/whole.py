@@ -51,7 +51,8 @@ class Wholes:
 
         Raises StoreError, and UriInconsistentError if `root` is not that of these bytes.
         """
-        if not self._buckets:
+        # Where no bucket may be used, nothing comes of what is here already.
+        if not self._buckets.names(only):
             return ""
         while (running := self._loading.get(content)) is not None:
             await running.wait()

@@ -155,8 +155,8 @@ def test_nothing_of_a_bucket_goes_past_the_encryption() -> None:
         for name, method in inspect.getmembers(Objects, inspect.isfunction)
         if not name.startswith("_") and {"key", "below"} & set(inspect.signature(method).parameters)
     }
-    # These are made of others.
-    assert takes_a_key - set(vars(SealedObjects)) == {"read_key", "read_whole"}
+    # This is made of others.
+    assert takes_a_key - set(vars(SealedObjects)) == {"read_key"}
 
 
 # --- what the operator changes ------------------------------------------------------------------
@@ -244,3 +244,15 @@ def test_an_object_that_was_replaced_is_read_anew(bucket: SealedObjects) -> None
     assert b"".join(reader.read_key("head", 0, 120_000)) == b"new" * 40_000
     assert not bucket.replace("head", b"late", version), "somebody else was there first"
     assert bucket.read_whole("head", 1 << 20) == b"new" * 40_000
+
+
+def test_what_is_damaged_is_read_as_nothing_by_who_replaces_it(bucket: SealedObjects) -> None:
+    bucket.put_new("head", b"old" * 50_000, {})
+    ((path, good),) = raw(bucket).items()
+    overwrite(bucket, path, bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(BucketAnswerError):
+        bucket.read_whole("head", 1 << 20)
+    nothing, version = bucket.read_versioned("head", 1 << 20)
+    assert nothing == b""
+    assert bucket.replace("head", b"new", version)
+    assert bucket.read_whole("head", 1 << 20) == b"new"

@@ -43,6 +43,7 @@ from kachery_p2p.network.meeting import Me
 from kachery_p2p.network.prefixes import prefix_of
 from kachery_p2p.network.successions import Successions
 from kachery_p2p.node.keeping import Keeping
+from kachery_p2p.wire.bucket_messages import BUCKET_OPERATIONS
 from kachery_p2p.wire.feed_messages import FEED_OPERATIONS
 from kachery_p2p.wire.messages import OPERATIONS
 from tests.transfer.conftest import Node
@@ -182,6 +183,8 @@ def test_no_message_between_nodes_is_without_a_row_in_a_matrix() -> None:
     elsewhere = {"range", "batch", "leave", "bulk", "bulk back"}
     # Those about feeds are in tests/feeds/test_feeds_authorisation.py.
     elsewhere |= FEED_OPERATIONS.keys()
+    # Those about a channel's bucket are in test_transfer_authorisation_buckets.py.
+    elsewhere |= BUCKET_OPERATIONS.keys()
     assert OPERATIONS.keys() - elsewhere == EXPECTED.keys() | EXPECTED_HERE.keys()
 
 

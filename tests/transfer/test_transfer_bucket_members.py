@@ -20,11 +20,15 @@ from kachery_p2p.errors import (
     BucketProviderError,
     NotFoundError,
     PeerBusyError,
+    PeerError,
     PeerRefusedError,
 )
+from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.wire.bucket_messages import LEFT_OUT as TOLD_LEFT_OUT
+from kachery_p2p.wire.bucket_messages import QUEUED
 from tests.transfer.bucket_nodes import LARGE, SMALL, BucketMember, body, new_url, put_body, to
 from tests.transfer.conftest import LAB, Disk, Lab
+from tests.transfer.test_transfer_download import Liar
 
 
 @pytest.fixture
@@ -122,6 +126,34 @@ async def test_a_private_file_of_the_provider_is_not_put_there_for_who_knows_its
                 "bucket put", put_body(str(bucket.url), private.content), 10
             )
     assert told["state"] == TOLD_LEFT_OUT
+    assert bucket.look(private.content) is None
+    assert not provider.disk.grants.is_granted(private.content, LAB.id)
+
+
+@pytest.mark.parametrize("delivers", [True, False])
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["10k", "3M"])
+async def test_a_private_file_of_the_provider_is_not_put_there_for_who_claims_to_hold_it(
+    provider: BucketMember,
+    member: BucketMember,
+    bucket: Objects,
+    data: bytes,
+    delivers: bool,
+    virtual_clock: MockClock,
+) -> None:
+    await trio.sleep(1)
+    private = provider.disk.blobs.put_bytes(data)
+    liar = Liar(member, private.content, data[:-1] + b"!", deliver=delivers)
+    liar.manifest = hash_bytes(data)  # all of it is known but the bytes
+    session = to(member, provider)
+    with trio.fail_after(3_600), pytest.raises(PeerError, match="failed"):
+        while True:
+            told = await session.request(
+                "bucket put", put_body(str(bucket.url), private.content), 10
+            )
+            assert told["state"] == QUEUED
+    assert liar.served or liar.asked_for_root  # it was asked for the bytes
+    (line,) = provider.mirroring._lines.values()
+    assert provider.mirroring.queue.of(line.uploads.place, private.content) is None
     assert bucket.look(private.content) is None
     assert not provider.disk.grants.is_granted(private.content, LAB.id)
 
