@@ -20,8 +20,8 @@ done
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 trap 'kill "$first" 2>/dev/null; exit 130' INT TERM
-# A shell lets what it starts in the background ignore SIGINT, and so would every node and client
-# that tests interrupt: undone before pytest takes the process over.
+# A shell lets what it starts in the background ignore SIGINT, as this may have been itself, and so
+# would every node and client that tests interrupt: undone before pytest takes the process over.
 heeding_sigint='import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])'
@@ -29,7 +29,7 @@ os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])'
 "$python" -c "$heeding_sigint" -p no:cacheprovider "$@" $waiting >"$said" 2>&1 &
 first=$!
 # shellcheck disable=SC2086
-"$python" -m pytest "$@" $computing
+"$python" -c "$heeding_sigint" "$@" $computing
 computed=$?
 wait "$first"
 waited=$?
