@@ -401,6 +401,10 @@ RESTARTS_MAX = 5
 SHARES_LOG_S = 5.0
 # Files that are kept for days need not go to the minute.
 SCRATCH_SWEEP_S = 3_600.0
+# A sweep keeps those out who store there: for so many files, each a few ms for its link, and then
+# lets them in; who waits longer than this waits for somebody who hangs.
+SCRATCH_SWEPT_AT_ONCE = 64
+SCRATCH_LOCK_S_MAX = 10.0
 
 # After a member could not be reached for bulk transfer, data streams are used for this long.
 BULK_AGAIN_S = 60.0
@@ -919,6 +923,9 @@ FEED_APPENDS_MAX = 65_536
 # who cannot have it for so many seconds is told.
 FEED_LOCK_PAUSE_S = 0.00005
 FEED_LOCK_S_MAX = 10.0
+# What nobody vouches for a program writes once more at its first append: so much at a time, that
+# others get their turn, and so much is left behind for the next one.
+FEED_REWRITTEN_BYTES = 4 << 20
 # A program that appends looks this often whether the file is still where it was: to look each time
 # would make each sync a third slower. Who puts a backup in its place takes longer than that.
 FEED_PLACE_S = 0.01
@@ -930,7 +937,7 @@ FEED_LOOK_AGAIN_S = 0.002
 FEED_LOOK_AGAIN_IDLE_S = 0.05
 # What nobody said (the node was not there, or had too much to hear) is found this soon.
 FEED_NOTICED_S = 1.0
-# Subfeeds that the node looks after at once because programs append; more wait for FEED_NOTICED_S.
+# Subfeeds that the node looks after at once because programs append; more wait for their turn.
 FEED_LOOKED_AFTER_MAX = 256
 # Subfeeds that one program keeps open to append to: three descriptors each.
 FEED_APPENDED_OPEN_MAX = 16

@@ -8,9 +8,9 @@ object of its own in the store, which nothing here touches.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
+from collections.abc import Callable
 
 from kachery_p2p.client import settings
 from kachery_p2p.content.hashes import ContentHash
@@ -20,32 +20,17 @@ _DAY_S = 86_400.0
 
 def put_file(path: str, channels: list[str] | None, keep_days: float) -> ContentHash:
     """Store a copy of the file for `keep_days`; its hash."""
-    from kachery_p2p.store.copying import copy_whole
     from kachery_p2p.store.sources import opened_source
 
-    copy = _new_path()
-    try:
-        with opened_source(path) as descriptor:
-            copy_whole(descriptor, copy)
-        return _linked(copy, channels, keep_days)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(copy)
+    with opened_source(path) as source:
+        return _put(lambda target: _copy(source, target), channels, keep_days)
 
 
 def put_bytes(data: bytes, channels: list[str] | None, keep_days: float) -> ContentHash:
     """Store bytes for `keep_days`; their hash."""
-    from kachery_p2p.store.durable import sync_file, write_all, writing_to
+    from kachery_p2p.store.durable import write_all
 
-    copy = _new_path()
-    try:
-        with writing_to(copy), open(copy, "xb") as file:
-            write_all(file.fileno(), data, 0)
-            sync_file(file.fileno())
-        return _linked(copy, channels, keep_days)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(copy)
+    return _put(lambda target: write_all(target, data, 0), channels, keep_days)
 
 
 def sweep(now: float | None = None) -> int:
@@ -56,33 +41,24 @@ def sweep(now: float | None = None) -> int:
     return sweep_scratch(settings.storage_dir(), settings.state_dir(), at)
 
 
-def _linked(copy: str, channels: list[str] | None, keep_days: float) -> ContentHash:
+def _put(write: Callable[[int], None], channels: list[str] | None, keep_days: float) -> ContentHash:
     from kachery_p2p.client.storing import link_path
-    from kachery_p2p.compat.old_stores import hash_of
+    from kachery_p2p.store.scratch import put_scratch
+
+    def link(path: str) -> None:
+        link_path(path, "file", channels)
 
     sweep()
-    content = ContentHash(hash_of(copy))
-    path = os.path.join(_directory(), content)
-    # As objects are: whoever shares the store directory may read it.
-    os.chmod(copy, 0o444)
     until = time.time() + keep_days * _DAY_S
-    os.utime(copy, (until, until))
-    # The newer copy takes the place of an older one, so that it stays for as long as it should.
-    os.rename(copy, path)
-    link_path(path, "file", channels)
-    return content
+    return put_scratch(settings.storage_dir(), until, write, link)
 
 
-def _new_path() -> str:
-    from kachery_p2p.store.durable import DurableDirectories, writing_to
+def _copy(source: int, target: int) -> None:
+    from kachery_p2p.store.copying import Copier
+    from kachery_p2p.store.sources import source_changed
 
-    # As open as the store directory: others may store there too.
-    with writing_to(_directory()):
-        DurableDirectories(settings.storage_dir()).make(_directory())
-    return os.path.join(_directory(), f".{os.urandom(8).hex()}")
-
-
-def _directory() -> str:
-    from kachery_p2p.store.scratch import scratch_dir
-
-    return scratch_dir(settings.storage_dir())
+    size = os.fstat(source).st_size
+    copier = Copier(source, target, settings.storage_dir())
+    while copier.copied < size:
+        if not copier.step(size):
+            raise source_changed()

@@ -6,6 +6,7 @@ It has nothing to do with files by their content; programs that started helpers 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ from kachery_p2p.errors import UnsupportedValueError
 _ASKING = ((signal.SIGINT, 5.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 _running: set[ShellScript] = set()
+# What a process has started is not for its children to stop.
+os.register_at_fork(after_in_child=_running.clear)
 
 
 class ShellScript:
@@ -27,7 +30,8 @@ class ShellScript:
 
     Lines may be indented together. Without `script_path` it is written to a temporary file, which
     is removed when it has ended unless `keep_temp_files`. Scripts that still run when this process
-    ends are stopped.
+    ends are stopped. What a script has started itself is sent the same signals: they are a process
+    group of their own.
     """
 
     def __init__(
@@ -66,46 +70,72 @@ class ShellScript:
         os.chmod(path, 0o744)
 
     def start(self) -> None:
-        """Run it; this returns at once."""
-        path = self._path or self._temporary_path()
-        self.write(path)
-        if self._verbose:
-            print(f"RUNNING SHELL SCRIPT: {path}")
+        """Run it; this returns at once. UnsupportedValueError if it runs already."""
+        if self.isRunning():
+            raise UnsupportedValueError("the script runs already", hint="stop() it, or wait()")
+        self._clean_up()
+        self._process = None
+        try:
+            path = self._path or self._temporary_path()
+            self.write(path)
+            if self._verbose:
+                print(f"RUNNING SHELL SCRIPT: {path}")
+            # Before there is a process: whatever interrupts us then, it is stopped in the end.
+            _running.add(self)
+            self._process = self._popen(os.path.abspath(path))
+        except BaseException:
+            if not self.isRunning():
+                self._clean_up()
+            raise
         self._started_at = time.monotonic()
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if self._redirect else {}
-        self._process = subprocess.Popen([os.path.abspath(path)], **output)  # type: ignore[call-overload]
-        _running.add(self)
+
+    def _popen(self, path: str) -> subprocess.Popen[bytes]:
+        output = subprocess.PIPE if self._redirect else None
+        errors = subprocess.STDOUT if self._redirect else None
+        return subprocess.Popen([path], stdout=output, stderr=errors, process_group=0)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Its exit code, once it has ended; None if it has not within `timeout` seconds."""
         process = self._known()
         try:
-            if process.stdout is None:
+            if process.stdout is None or process.stdout.closed:
                 process.wait(timeout)
             else:
                 _copy_lines(process.communicate(timeout=timeout)[0])
         except subprocess.TimeoutExpired:
             return None
+        except BaseException:
+            # It may have ended though what it printed could not be passed on.
+            if not self.isRunning():
+                self._clean_up()
+            raise
         self._clean_up()
         return process.returncode
 
     def stop(self) -> None:
         """Ask it to end, three times ever more firmly, and wait until it has."""
+        was_running = self.isRunning()
         for number, patience_s in _ASKING:
             if self.stopWithSignal(number, patience_s):
                 break
+        if was_running:
+            # What a shell has started in the background takes no notice of SIGINT.
+            with contextlib.suppress(OSError):
+                os.killpg(self._known().pid, signal.SIGTERM)
         self._clean_up()
 
     def kill(self) -> None:
         """End it at once."""
-        self.stopWithSignal(signal.SIGKILL, 1.0)
+        if self.stopWithSignal(signal.SIGKILL, 1.0):
+            self._clean_up()
 
     def stopWithSignal(self, sig: int, timeout: float) -> bool:
         """Send the signal; whether it has ended within `timeout` seconds."""
         if not self.isRunning():
             return True
         process = self._known()
-        process.send_signal(sig)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sig)
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -148,7 +178,10 @@ class ShellScript:
         return os.path.join(self._directory, "script.sh")
 
     def _clean_up(self) -> None:
+        """It has ended, or was not started: nothing of it is left, unless it was to be kept."""
         _running.discard(self)
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
         if self._directory is not None and not self._keep:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -162,4 +195,6 @@ def _copy_lines(output: bytes) -> None:
 def stop_all_scripts() -> None:
     """End all scripts of this process that still run."""
     for script in list(_running):
-        script.stop()
+        # One that may not be sent signals (it has become another user's) keeps no other running.
+        with contextlib.suppress(OSError):
+            script.stop()

@@ -82,12 +82,15 @@ def _entry(path: str, place: Place) -> FileEntry:
 
 
 def _path_of(content: ContentHash, place: Place) -> str:
-    """Where what was just stored is."""
-    from kachery_p2p.compat.loading import Source, find_here
+    """Where what was just stored is. A daemon that has another store says where it lies there.
+
+    Raises NotFoundError if that daemon is gone by now.
+    """
+    from kachery_p2p.compat.loading import Source, find_content
     from kachery_p2p.content.uris import Uri
 
-    path = find_here(Uri(content), Source(local_only=True, sandbox=place.sandbox))
-    assert path is not None, "it was stored a moment ago"
+    path = find_content(Uri(content), Source(sandbox=place.sandbox))
+    assert path is not None, "what is not here is loaded, or an error says why it is not"
     return path
 
 

@@ -13,6 +13,7 @@ file means to learn the ids again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -162,11 +163,14 @@ def load_places(path: str) -> dict[str, NodeId]:
 
 def _save(path: str, places: dict[str, NodeId]) -> None:
     """Replace the file. Not fsynced: what it says can be learnt again."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".places.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".places.")
         with os.fdopen(handle, "w") as file:
             json.dump(dict(list(places.items())[-PLACES_MAX:]), file)
         os.replace(temporary, path)
     except OSError as error:
-        log.warning("%s cannot be written: %s", path, error)
-        os.unlink(temporary)
+        log.warning("%s cannot be written, who is where is learnt anew: %s", path, error)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)

@@ -183,19 +183,17 @@ class BlobStore:
             return self._links.add(path, fd)
 
     def adopt_partial(self, partial: Partial, manifest: Manifest) -> Stored:
-        """A finished download becomes the object, without a copy; the partial is closed.
+        """A finished download becomes the object, without a copy; the partial is no more.
 
-        The caller has hashed every byte: `manifest` carries the SHA-1 it found.
+        The caller has hashed every byte: `manifest` carries the SHA-1 it found. After an error
+        the partial is there still, and the caller closes or discards it.
         """
         assert manifest.root_object == partial.root_object, "the manifest of another content"
         assert partial.complete, "chunks are missing"
-        try:
-            partial.sync()
-            self._placing.place(partial.data_fd, partial.data_path, manifest)
-            partial.discard()
-            return self._stored(manifest)
-        finally:
-            partial.close()
+        partial.sync()
+        self._placing.place(partial.data_fd, partial.data_path, manifest)
+        partial.discard()
+        return self._stored(manifest)
 
     def _make_room(self, need: int) -> None:
         self._intake.check_space(need)

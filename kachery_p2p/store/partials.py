@@ -39,6 +39,7 @@ from kachery_p2p.store.durable import (
 )
 from kachery_p2p.store.paths import partial_dir
 
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # A finishing process may remove the directory while we open it; twice in a row it does not.
 _ATTEMPTS = 3
@@ -73,7 +74,7 @@ class Partial:
         name = f"{root_object.content}-{root_object.root}"
         directory = f"{partial_dir(store, node_id)}/{name}"
         with writing_to(store):
-            files = _open_locked(DurableDirectories(store), directory)
+            files = _open_locked(DurableDirectories(store), store, directory)
             try:
                 partial = cls(directory, root_object, files)
                 partial._lay_out(store, reserve_bytes)
@@ -203,7 +204,7 @@ class Partial:
         # `root` last: the lock is on it, and whoever makes a new one has begun anew.
         for name in ("bits", "pages", "data", "root"):
             with contextlib.suppress(OSError):
-                os.unlink(f"{self.directory}/{name}")
+                os.unlink(name, dir_fd=self._files.directory)
         with contextlib.suppress(OSError):
             os.rmdir(self.directory)
         self.close()
@@ -214,18 +215,25 @@ class Partial:
 
 
 class _Files:
-    """The four open files of a partial."""
+    """The four open files of a partial, and the directory that they are in."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, store: str, directory: str) -> None:
         with contextlib.ExitStack() as opened:
-            self.root = _open(opened, f"{directory}/root")
-            self.pages = _open(opened, f"{directory}/pages")
-            self.bits = _open(opened, f"{directory}/bits")
-            self.data = _open(opened, f"{directory}/data")
+            self.directory = _open_below(opened, store, directory)
+            self.root = self._open(opened, "root")
+            self.pages = self._open(opened, "pages")
+            self.bits = self._open(opened, "bits")
+            self.data = self._open(opened, "data")
             self._closing = opened.pop_all()
+
+    def _open(self, opened: contextlib.ExitStack, name: str) -> int:
+        fd = os.open(name, _OPEN_FLAGS, 0o600, dir_fd=self.directory)
+        opened.callback(os.close, fd)
+        return fd
 
     def close(self) -> None:
         self._closing.close()
+        self.directory = -1  # never a descriptor that is another's by now
 
     def lock(self, directory: str) -> bool:
         """Lock the files for this process; False if they were removed meanwhile."""
@@ -239,18 +247,25 @@ class _Files:
         return all(os.fstat(fd).st_nlink for fd in (self.root, self.pages, self.bits, self.data))
 
 
-def _open(opened: contextlib.ExitStack, path: str) -> int:
-    fd = os.open(path, _OPEN_FLAGS, 0o600)
-    opened.callback(os.close, fd)
-    return fd
+def _open_below(opened: contextlib.ExitStack, store: str, directory: str) -> int:
+    """A directory below the store. Others may write in a store: no link of theirs is followed."""
+    with contextlib.ExitStack() as passed:
+        fd = os.open(store, _DIRECTORY_FLAGS & ~os.O_NOFOLLOW)
+        passed.callback(os.close, fd)
+        for name in os.path.relpath(directory, store).split("/"):
+            fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
+            passed.callback(os.close, fd)
+        kept = os.dup(fd)
+    opened.callback(os.close, kept)
+    return kept
 
 
-def _open_locked(directories: DurableDirectories, directory: str) -> _Files:
+def _open_locked(directories: DurableDirectories, store: str, directory: str) -> _Files:
     for _ in range(_ATTEMPTS):
         directories.forget()
         directories.make(directory)
         try:
-            files = _Files(directory)
+            files = _Files(store, directory)
         except FileNotFoundError:
             continue
         try:

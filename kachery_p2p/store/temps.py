@@ -115,7 +115,7 @@ class TempGroup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        remove_group(self.path)
+        _remove_group(self.fd, self.path)
         os.close(self.fd)
 
 
@@ -131,12 +131,13 @@ def _in_temp_dir(directories: DurableDirectories, make: Callable[[], Answer]) ->
         return make()
 
 
-def remove_group(path: str) -> None:
-    """Remove the directory of a group with what is in it. Never raises."""
+def _remove_group(fd: int, path: str) -> None:
+    """Remove the open directory of a group with what is in it. Never raises."""
+    # By its descriptor: in a store of several users, another may stand at its path by now.
     with contextlib.suppress(OSError):
-        for name in os.listdir(path):
+        for name in os.listdir(fd):
             with contextlib.suppress(OSError):
-                os.unlink(f"{path}/{name}")
+                os.unlink(name, dir_fd=fd)
     with contextlib.suppress(OSError):
         os.rmdir(path)
 

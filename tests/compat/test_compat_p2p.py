@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import select
 import signal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from kachery_p2p.compat import kachery_client as kc
 from kachery_p2p.compat import kachery_p2p as kp
+from kachery_p2p.compat import shell_scripts
 from kachery_p2p.compat.shell_scripts import ShellScript, stop_all_scripts
 from kachery_p2p.errors import DaemonError, NotFoundError, UnsupportedValueError
 
@@ -156,6 +159,58 @@ def test_a_script_that_goes_on_is_stopped_and_its_files_removed(home: Path) -> N
     assert script.returnCode() == -signal.SIGKILL
     assert script.stopWithSignal(signal.SIGINT, 1)
     script.stop()
+
+
+def test_a_script_that_cannot_be_started_leaves_nothing(home: Path) -> None:
+    script = ShellScript("#!/no/such/interpreter\n", redirect_output_to_stdout=True)
+    with pytest.raises(FileNotFoundError):
+        script.start()
+    assert script._directory is not None and not Path(script._directory).exists()
+    assert script not in shell_scripts._running
+    assert not script.isRunning() and not script.isFinished()
+
+
+def test_a_script_is_stopped_with_all_that_it_started_and_its_pipe_is_closed(home: Path) -> None:
+    os.mkfifo(home / "lives")
+    lives = os.open(home / "lives", os.O_RDONLY | os.O_NONBLOCK)
+
+    def heard() -> bytes:
+        assert select.select([lives], [], [], 20)[0]
+        return os.read(lives, 100)
+
+    background = f"(echo here; exec sleep 600) > {home}/lives &"
+    script = ShellScript(f"#!/bin/sh\n{background}\nsleep 600", redirect_output_to_stdout=True)
+    script.start()
+    assert heard() == b"here\n"
+    with pytest.raises(UnsupportedValueError, match="runs already"):
+        script.start()
+    script.stop()
+    assert heard() == b""  # nobody has it open for writing any more
+    os.close(lives)
+    process = script._process
+    assert process is not None and process.stdout is not None and process.stdout.closed
+    assert script.wait() == script.returnCode() == -signal.SIGINT
+
+
+@pytest.mark.parametrize("end", ["kill", "wait"])
+def test_a_script_leaves_nothing_when_it_is_killed_or_its_output_cannot_be_passed_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    def interrupted(output: bytes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shell_scripts, "_copy_lines", interrupted)
+    text = "#!/bin/sh\nexec sleep 600\n" if end == "kill" else "#!/bin/sh\necho said\n"
+    script = ShellScript(text, redirect_output_to_stdout=True)
+    script.start()
+    if end == "kill":
+        script.kill()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            script.wait()
+    assert script.isFinished()
+    assert script not in shell_scripts._running
+    assert script._directory is not None and not Path(script._directory).exists()
 
 
 def test_a_script_that_is_indented_wrongly_or_has_no_place_is_refused() -> None:

@@ -12,7 +12,10 @@ import pytest
 
 from kachery_p2p.client.sharing import shared
 from kachery_p2p.compat import kachery as ka
-from kachery_p2p.content.hashes import sha1_of
+from kachery_p2p.compat import loading, trees
+from kachery_p2p.compat.placing import PRIVATE, Place
+from kachery_p2p.content.hashes import ContentHash, sha1_of
+from kachery_p2p.content.uris import parse_uri
 from kachery_p2p.errors import NotFoundError, SourceFileError, UnsupportedValueError
 
 
@@ -81,6 +84,31 @@ def test_a_directory_in_scratch_is_removed_after_its_days(
     check_loads(uri, home)
     assert sweep(time.time() + 15 * 86_400) == 3
     assert ka.read_dir(uri, fr="") is None
+
+
+def test_what_a_daemon_keeps_in_another_store_is_found_there_or_said_not_to_be(
+    tree: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+
+    def put_there(path: str, place: Place) -> ContentHash:
+        content = ContentHash(sha1_of(Path(path).read_bytes()))
+        shutil.copyfile(path, elsewhere / content)
+        return content
+
+    def load_there(uri: str, **_: object) -> str:
+        return str(elsewhere / parse_uri(uri).content)
+
+    monkeypatch.setattr(trees, "put_file", put_there)
+    with pytest.raises(NotFoundError, match="no daemon is running"):
+        trees.store_directory(str(tree), "x", PRIVATE, annex=True)
+    monkeypatch.setattr(loading, "load_file", load_there)
+    uri = trees.store_directory(str(tree), "x", PRIVATE, annex=True)
+    assert trees.store_directory(str(tree), "x", PRIVATE, md5=True, annex=True).startswith("md5dir")
+    listed = ka.read_dir(uri)
+    assert listed is not None
+    assert listed["files"] == {"a.txt": {"size": 6, "sha1": sha1_of(b"first\n")}}
 
 
 # --- git-annex ----------------------------------------------------------------------------

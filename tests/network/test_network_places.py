@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,28 @@ def test_a_damaged_file_is_as_good_as_none(town: Town, text: str) -> None:
     assert load_places(town.path) == {}
     Path(town.path).write_text(json.dumps({f"{HOST}:1": ALICE.node_id}))
     assert load_places(town.path) == {str(Place(HOST, 1)): ALICE.node_id}
+
+
+async def test_a_node_is_met_though_what_was_learnt_cannot_be_written(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Town(tmp_path / "gone")
+    gone.there[HOST] = ALICE.node_id
+    await gone.places(f"{HOST}:1").run()
+    assert len(gone.found) == 1
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    town = Town(tmp_path)
+    town.there[HOST] = ALICE.node_id
+    for module, name in ((os, "replace"), (json, "dump")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            places = town.places(f"{HOST}:1")
+            await places.run()
+        assert (places.settled, places.problems()) == (True, [])
+        assert os.listdir(tmp_path) == []
 
 
 async def test_a_real_node_proves_who_it_is_and_hears_of_no_stream() -> None:
