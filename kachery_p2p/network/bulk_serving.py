@@ -295,6 +295,7 @@ class BulkServing:
     def _seal_pieces(self, request: _Request, served: ServedBatch, plain: mmap, frame: mmap) -> int:
         payload = memoryview(plain)[PAYLOAD_AT : PAYLOAD_AT + BATCH_PIECES_BYTES_MAX]
         payload = payload[: served.fill(payload)]
+        assert payload, "who asked takes a frame without a piece for a broken protocol"
         self.bytes_sent += len(payload)
         return self._seal(DATA, request.number, payload, memoryview(frame))
 

@@ -201,6 +201,9 @@ class Wishes:
                 await self._downloads.load(wanted.content, None, lambda view: None, only)
             if fetching.cancelled_caught:
                 raise PeerError("gave up a fetch that took too long")
+            if not await trio.to_thread.run_sync(self._is_shared_here, wanted):
+                # Another load has brought it from somewhere else: the member has shown nothing.
+                raise PeerError("was fetching it from another node: ask again")
             # Its size was the member's word.
             came = await trio.to_thread.run_sync(self._size_here, wanted.content)
             if not uploads.settings.takes(came):

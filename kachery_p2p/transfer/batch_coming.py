@@ -76,3 +76,34 @@ class Coming:
             return False
         await taken.wait_while_in_batches()
         return True
+
+
+class Claims:
+    """What one load of many has taken on, by its numbers. It ends no claim of another load."""
+
+    def __init__(self, coming: Coming, only: Only) -> None:
+        self._coming = coming
+        self._only = only
+        self._mine: dict[int, ContentHash] = {}
+
+    def take_on(self, number: int, content: ContentHash) -> Taken | None:
+        """As of `Coming`: None if this load is to bring it."""
+        taken = self._coming.take_on(content, self._only)
+        if taken is None:
+            self._mine[number] = content
+        return taken
+
+    def go_alone(self, number: int) -> None:
+        """From now on it is fetched by itself."""
+        if (content := self._mine.get(number)) is not None:
+            self._coming.go_alone(content, self._only)
+
+    def end(self, number: int) -> None:
+        """It is in the store, or could not be had. Harmless twice, and for what others bring."""
+        if (content := self._mine.pop(number, None)) is not None:
+            self._coming.end(content, self._only)
+
+    def end_all(self) -> None:
+        """This load ends."""
+        for number in list(self._mine):
+            self.end(number)

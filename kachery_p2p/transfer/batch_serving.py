@@ -63,7 +63,7 @@ class ServedBlobs(ServedBatch):
         self._next = 0
         self._bytes_left = wanted.bytes_max
         self._full = False
-        # Of the next content, when it did not fit what was to be filled.
+        # Of the next content, from when it is opened until it is written.
         self._waiting: _Open | int | None = None
 
     @property
@@ -84,23 +84,39 @@ class ServedBlobs(ServedBatch):
         filled = 0
         send_at = time.monotonic() + BATCH_FILL_S
         self._lookup.forget()
-        while not self.finished and (written := self._write_next(payload[filled:])):
-            filled += written
-            if time.monotonic() > send_at:
+        self._judge_waiting()
+        while not self.finished and self._next_fits(len(payload) - filled):
+            if filled and time.monotonic() > send_at:
                 break
+            filled += self._write_next(payload[filled:])
+        assert filled, "no frame is without a piece"
         return filled
 
+    def _judge_waiting(self) -> None:
+        """What was opened for the frame before this one may not be granted any more."""
+        if self._waiting is not None and not self._may_have_next():
+            self.close()
+            self._waiting = REFUSED
+
+    def _next_fits(self, room: int) -> bool:
+        """Have the next piece ready: whether it is for this frame.
+
+        A frame is not sent before this is known of the piece behind it, as it may be the last one:
+        what the question has no bytes left for ends the answer.
+        """
+        if self._waiting is None:
+            self._waiting = self._open_next()
+        size = self._waiting[1] if isinstance(self._waiting, tuple) else 0
+        self._full = size > self._bytes_left
+        return not self._full and PIECE_BYTES + size <= room
+
     def _write_next(self, payload: memoryview) -> int:
-        """The bytes of the next piece; 0 if it has to wait for the next frame, or question."""
-        opened = self._open_next() if self._waiting is None else self._waiting
+        """The bytes of the next piece, which is ready and fits."""
+        assert self._waiting is not None
+        opened, self._waiting = self._waiting, None
         if isinstance(opened, int):
             return self._tell(opened, payload)
         descriptor, size = opened
-        self._full = size > self._bytes_left
-        if self._full or PIECE_BYTES + size > len(payload):
-            self._waiting = opened
-            return 0
-        self._waiting = None
         try:
             is_read = _is_read(descriptor, payload[PIECE_BYTES : PIECE_BYTES + size])
         finally:
@@ -115,10 +131,13 @@ class ServedBlobs(ServedBatch):
         self._next += 1
         return PIECE_BYTES + size
 
+    def _may_have_next(self) -> bool:
+        return self._may_serve() and self._lookup.is_granted(self._next)
+
     def _open_next(self) -> _Open | int:
         """The next blob, or what to answer instead of its bytes."""
         number = self._next
-        if not self._may_serve() or not self._lookup.is_granted(number):
+        if not self._may_have_next():
             return REFUSED
         content = self._contents[number]
         opened = self._blobs.known_files.open(content, self._lookup.state(number))

@@ -33,7 +33,7 @@ from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.batch_asking import BatchSource
-from kachery_p2p.transfer.batch_coming import Coming, Taken
+from kachery_p2p.transfer.batch_coming import Claims, Coming, Taken
 from kachery_p2p.transfer.batch_groups import Arrived, Grouping, GroupWriter, HeldBytes
 from kachery_p2p.transfer.batch_members import Members
 from kachery_p2p.transfer.batch_question import Judged, Question
@@ -144,6 +144,7 @@ class _Load:
         self._load_one = load_one
         self._tell = tell
         self._only = only
+        self._claims = Claims(node.coming, only)
         self._timeout_s = timeout_s
         self._patience = trio.CancelScope()
         # In the order asked for.
@@ -162,7 +163,6 @@ class _Load:
 
     async def run(self) -> None:
         others = self._claim()
-        mine = list(self._open)
         try:
             async with trio.open_nursery() as nursery:
                 self._grouping = Grouping(nursery, self._write)
@@ -176,8 +176,7 @@ class _Load:
         finally:
             # Of a load that was cancelled.
             self._node.held.give_back(self._grouping.bytes_waiting)
-            for number in mine:
-                self._node.coming.end(self._wanted[number].content, self._only)
+            self._claims.end_all()
 
     # --- shared with other loads ------------------------------------------------------------
 
@@ -185,7 +184,7 @@ class _Load:
         """Take on what nobody is loading; what others are."""
         others: dict[int, Taken] = {}
         for number, one in enumerate(self._wanted):
-            taken = self._node.coming.take_on(one.content, self._only)
+            taken = self._claims.take_on(number, one.content)
             if taken is None:
                 self._open[number] = None
             else:
@@ -383,7 +382,7 @@ class _Load:
 
     def _one_by_one(self, number: int) -> None:
         self._open.pop(number, None)
-        self._node.coming.go_alone(self._wanted[number].content, self._only)
+        self._claims.go_alone(number)
         self._singles.add(number)
 
     def _single_ended(self, number: int, error: KacheryError | None) -> None:
@@ -393,7 +392,7 @@ class _Load:
     def _end(self, number: int, error: KacheryError | None) -> None:
         self._open.pop(number, None)
         self.outcomes[number] = error
-        self._node.coming.end(self._wanted[number].content, self._only)
+        self._claims.end(number)
 
     def _show(self) -> None:
         self._tell(Progress(len(self.outcomes), self._bytes, tuple(self._names)))

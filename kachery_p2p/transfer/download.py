@@ -199,8 +199,7 @@ class Downloads:
                 return running
             else:
                 await running.fetch.ended.wait()
-                # Whoever names the one node to load from wants it from there.
-                if call.only.node is None and self._blobs.find(call.content) is not None:
+                if self._blobs.find(call.content) is not None:
                     return None
 
     def _running(self, call: Call) -> Transfer | None:

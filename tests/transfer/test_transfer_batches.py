@@ -32,7 +32,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.link import DATA, Stream
 from kachery_p2p.store.blobs import Stored
-from kachery_p2p.transfer.batch_coming import Coming
+from kachery_p2p.transfer.batch_coming import Claims, Coming
 from kachery_p2p.transfer.batch_groups import HeldBytes
 from kachery_p2p.transfer.batch_serving import ServedBlobs
 from kachery_p2p.transfer.batch_wanted import Progress, Wanted
@@ -449,6 +449,34 @@ async def test_nothing_within_the_time_allowed_is_a_timeout_of_each(
     assert all(isinstance(one, LoadTimeoutError) for one in outcomes)
     assert trio.current_time() - began == pytest.approx(2.0, abs=0.1)
     loader.assert_nothing_is_left_over()
+
+
+async def test_who_waited_in_vain_does_not_end_what_another_has_taken_on(
+    virtual_clock: MockClock, lab: Lab
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    await lab.together(alice, bob)
+    stored = store_all(alice, blobs(5))
+    hostile(alice, silence)
+    loader = Loader(bob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loader.load, stored)
+        await trio.testing.wait_all_tasks_blocked()
+        outcomes = await loader.load(stored, timeout_s=0.5)
+        assert all(isinstance(one, LoadTimeoutError) for one in outcomes)
+        assert len(loader.batches.coming) == 5
+        nursery.cancel_scope.cancel()
+    loader.assert_nothing_is_left_over()
+
+
+def test_a_claim_that_has_ended_is_not_ended_again_for_who_took_it_on_later() -> None:
+    coming, content = Coming(), ContentHash("12" * 20)
+    first, second = Claims(coming, ANYONE), Claims(coming, ANYONE)
+    assert first.take_on(0, content) is None
+    first.end(0)
+    assert second.take_on(0, content) is None
+    first.end_all()
+    assert len(coming) == 1
 
 
 # --- sources that misbehave -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -231,24 +232,29 @@ async def test_in_a_channel_of_many_few_are_asked_when_the_holder_announced(
     members = [Member(n, "refuses") for n in range(count)]
     seeking, holder = members[:2]
     holder.how = "honest"
-    knows = {member.peer: Providers(member.peer) for member in members}
-    for node, made in knows.items():
-        made.set_members({LAB.id: {other.peer for other in members if other.peer != node}})
+    peers = {member.peer for member in members}
+
+    @functools.cache
+    def known_to(node: NodeId) -> Providers:
+        made = Providers(node)
+        made.set_members({LAB.id: peers - {node}})
+        return made
+
     catalogue = Catalogue()
     catalogue.set(prefix_of(CONTENT), True)
     told = 0
     for member in members:
-        slots = knows[holder.peer].slots_for(member.peer, LAB.id)
+        slots = known_to(holder.peer).slots_for(member.peer, LAB.id)
         delta = Telling(LAB.id, catalogue).next(slots) if member is not holder else None
         if delta is not None:
             told += 1
-            knows[member.peer].hear(holder.peer, delta)
+            known_to(member.peer).hear(holder.peer, delta)
     assert told <= (count - 1 if count <= INDEX_ABOVE_MEMBERS else INDEX_KEEPERS)
     hints = Hints()
-    mine = knows[seeking.peer]
+    mine = known_to(seeking.peer)
     hints.nodes = list(mine.holders(CONTENT, LAB.id))
     hints.named = {
-        keeper: list(knows[keeper].holders(CONTENT, LAB.id))
+        keeper: list(known_to(keeper).holders(CONTENT, LAB.id))
         for keeper in mine.keepers(CONTENT, LAB.id)
     }
     # As `holders` does: whoever is asked and holds it itself says so.
