@@ -607,6 +607,10 @@ class DaemonDownError(DaemonError):
     exit_code = EXIT_DAEMON_DOWN
 
 
+class DaemonLeftError(DaemonDownError):
+    """The daemon went away during the call: nobody knows whether it did what was asked."""
+
+
 class DaemonAuthError(DaemonError):
     """The daemon refused: it belongs to another user, or the token is missing or wrong."""
 

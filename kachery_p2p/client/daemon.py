@@ -23,6 +23,7 @@ from kachery_p2p.errors import (
     ConfigError,
     DaemonAuthError,
     DaemonDownError,
+    DaemonLeftError,
     DaemonProtocolError,
     DaemonTimeoutError,
     KacheryError,
@@ -119,6 +120,7 @@ class UnixDaemon:
 
         `timeout_s` bounds the whole call. Without it a long call may take any time, but
         never be silent: DaemonTimeoutError after CALL_S_MAX without a sign of life.
+        DaemonDownError if the daemon has not read the request; DaemonLeftError if it may have.
         Errors of the daemon are raised as they were there.
         """
         if self._calling:
@@ -162,7 +164,7 @@ class UnixDaemon:
             # Also for Ctrl-C: half an answer may be on its way, and closing cancels the call.
             exchange.close_descriptor()
             self.close()
-            if kept and not exchange.heard and isinstance(error, DaemonDownError):
+            if kept and isinstance(error, DaemonDownError) and not exchange.may_be_read:
                 # A daemon with many clients closes idle connections, this one just as we spoke.
                 return self._call(op, body, progress, timeout_s, descriptor)
             raise
@@ -291,8 +293,8 @@ class _Exchange:
         self._deadline = deadline
         self._decoder = FrameDecoder()
         self.descriptor: int | None = None
-        # Whether the daemon has said anything yet.
-        self.heard = False
+        # Whether the daemon may have read the whole request: then it may have done it as well.
+        self.may_be_read = False
 
     def run(
         self, op: str, body: dict[str, Any], progress: Progress | None, descriptor: int | None
@@ -319,9 +321,7 @@ class _Exchange:
                 "the daemon did not answer in time", hint="see `kachery-p2p status`"
             ) from None
         except (OSError, EOFError) as error:
-            raise DaemonDownError(
-                "the daemon went away during the call", hint="start it again and repeat the call"
-            ) from error
+            raise self._gone(error) from error
         except ProtocolError as error:
             raise DaemonProtocolError(f"the daemon sent nonsense: {error}") from error
 
@@ -334,12 +334,14 @@ class _Exchange:
             raise DaemonProtocolError(f"the request cannot be sent: {error}") from error
         try:
             self._socket.settimeout(self._patience())
+            self.may_be_read = True
             if descriptor is not None:
                 data = data[socket.send_fds(self._socket, [data], [descriptor]) :]
-            self._socket.sendall(data)
+            if data:
+                self._socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             # The daemon may have refused us before it read anything: its sentence is still there.
-            return
+            self.may_be_read = False  # the end of it was not sent
 
     def _receive(self) -> list[dict[str, Any]]:
         self._socket.settimeout(self._patience())
@@ -350,8 +352,21 @@ class _Exchange:
             self.descriptor = descriptor
         if not data:
             raise EOFError
-        self.heard = True
         return self._decoder.feed(data)
+
+    def _gone(self, error: OSError | EOFError) -> DaemonDownError:
+        # So Linux says that the daemon closed the connection with something unread.
+        if sys.platform == "linux" and isinstance(error, ConnectionResetError):
+            self.may_be_read = False
+        if self.may_be_read:
+            return DaemonLeftError(
+                "the daemon went away during the call",
+                hint="start it again, and repeat the call if it was not done",
+            )
+        return DaemonDownError(
+            "the daemon went away before it read the request",
+            hint="start it again and repeat the call",
+        )
 
     def _patience(self) -> float:
         """Seconds until silence, or the whole call, becomes a timeout."""

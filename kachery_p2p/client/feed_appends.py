@@ -19,8 +19,13 @@ from typing import NamedTuple
 from kachery_p2p.client import settings
 from kachery_p2p.client.daemon import short_path
 from kachery_p2p.content.hashes import ContentHash, FeedId
-from kachery_p2p.errors import ConfigError, DaemonDownError
-from kachery_p2p.feeds.direct import DirectLog, NotHere
+from kachery_p2p.errors import (
+    ConfigError,
+    DaemonDownError,
+    DaemonLeftError,
+    DaemonTimeoutError,
+)
+from kachery_p2p.feeds.direct import DirectLog, NotHere, OpenedAnew
 from kachery_p2p.feeds.messages import encoded_entries
 from kachery_p2p.feeds.names import subfeed_id
 from kachery_p2p.feeds.poke import SOCKET_NAME, encode_poke
@@ -51,7 +56,13 @@ class _Appended:
         log = self._log
         if log is None:
             log = self._log = DirectLog(self._path)
-        return log.append(encoded_entries(texts, time.time_ns() // 1_000_000))
+        entries = encoded_entries(texts, time.time_ns() // 1_000_000)
+        try:
+            return log.append(entries)
+        except OpenedAnew:
+            # A node with many subfeeds closes those that were not used lately.
+            log = self._log = DirectLog(self._path)
+            return log.append(entries)
 
     def close(self) -> None:
         """In a forked process: its files are those of its parent."""
@@ -69,7 +80,9 @@ def append(
 ) -> int:
     """Append messages, as JSON, that fit one call; the position of the first.
 
-    `ask` has the daemon do it. Raises what either of them does.
+    `ask` has the daemon do it. Raises what either of them does. DaemonLeftError if the daemon went
+    away, and DaemonTimeoutError if it is silent, with the messages: it may have appended them, or
+    do so yet, and others may have appended the same, so nothing here can tell.
     """
     if not settings.is_own_daemon():
         return ask(texts)
@@ -85,6 +98,9 @@ def append(
             return first
     try:
         first = ask(texts)
+    except (DaemonLeftError, DaemonTimeoutError) as error:
+        error.hint = "look whether they are the feed's last messages before you append them again"
+        raise
     except DaemonDownError as down:
         return _without_daemon(which, texts, down)
     _remember(which, _Appended(which))

@@ -10,11 +10,13 @@ Where anything is not as usual it writes nothing: the node has to do it, or says
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from kachery_p2p.errors import FeedBusyError, KacheryError
 from kachery_p2p.feeds import refusals
@@ -29,11 +31,22 @@ from kachery_p2p.feeds.disk import (
     rewrite,
     sync_data,
 )
-from kachery_p2p.feeds.records import DOUBTFUL_BYTES_MAX, encode_record
+from kachery_p2p.feeds.records import encode_record
 from kachery_p2p.feeds.tail import is_cut_short, whole_records
 from kachery_p2p.feeds.writers import Shared, Standing, Writers
-from kachery_p2p.limits import FEED_PLACE_S, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX
+from kachery_p2p.limits import (
+    FEED_IN_FLIGHT_BYTES_MAX,
+    FEED_PLACE_S,
+    FEED_REWRITTEN_BYTES,
+    RECORD_BYTES_MAX,
+    RECORD_ENTRIES_MAX,
+)
 from kachery_p2p.store.durable import write_all
+
+Result = TypeVar("Result")
+
+# Then a sync is waited for, which leaves as much again to those who write at this moment.
+_UNSYNCED_BYTES_MAX = FEED_IN_FLIGHT_BYTES_MAX // 2
 
 
 class NotHere(Exception):
@@ -44,6 +57,10 @@ class NotHere(Exception):
         self.why = why
 
 
+class OpenedAnew(NotHere):
+    """The node has opened the subfeed since it was opened here, so it is to be opened once more."""
+
+
 class DirectLog:
     """The own subfeed in the directory `path`. Safe in any thread, but not in a forked process."""
 
@@ -52,7 +69,7 @@ class DirectLog:
         self._directory, self._path = path, f"{path}/entries"
         self._using = threading.Lock()
         self._syncing = threading.Lock()
-        # Up to where this process wrote, and up to where everything is on the disk, as it knows.
+        # Up to where everything was written that it knows of, and up to where it is on the disk.
         self._written = self._synced = 0
         # Nothing was written yet through this descriptor: it was not told of failed syncs before.
         self._is_new = True
@@ -62,10 +79,13 @@ class DirectLog:
             try:
                 directory = open_directory(path)
                 undo.callback(os.close, directory)
+                self._lock = open_file(directory, f"{path}/writers", make=False)
+                undo.callback(os.close, self._lock)
+                self._writers = Writers(self._lock)
+                # First: what happens to the entries before they are open, nobody says to us.
+                shared = self._writers.read()
                 self._entries = open_file(directory, self._path, make=False)
                 undo.callback(os.close, self._entries)
-                lock = open_file(directory, f"{path}/writers", make=False)
-                undo.callback(os.close, lock)
                 is_at_home = read_small(f"{path}/place") == place_of(self._entries)
             except (OSError, KacheryError):
                 raise NotHere from None
@@ -73,7 +93,7 @@ class DirectLog:
                 raise NotHere(refusals.restored())
             self._looked_at = -math.inf
             self._inode = os.fstat(self._entries).st_ino
-            self._writers = Writers(lock)
+            self._generation = None if shared is None else shared.generation
             self._is_open = True
             undo.pop_all()
         os.close(directory)
@@ -94,19 +114,36 @@ class DirectLog:
         """The position of the first of the entries, which are on the disk when it returns.
 
         NotHere if the node has to do it, and nothing was appended; then this is not to be used any
-        more. FeedStoppedError, FeedBusyError, StorageFullError.
+        more. FeedStoppedError, after which nobody knows whether they are there; FeedBusyError,
+        StorageFullError.
         """
         size = sum(map(len, entries))
         assert size <= RECORD_BYTES_MAX
         assert len(entries) <= RECORD_ENTRIES_MAX
+        is_first = self._is_new
         try:
-            with self._using, self._writers:
-                shared = self._current()
-                end = self._write(shared, entries)
+            while self._is_new:
+                self._alone(self._rewrite)
+            said = self._alone(lambda: self._write(entries))
         except OSError as error:
             raise feed_error(error, self._directory) from error
-        self._sync(end)
-        return shared.size
+        self._sync(said.end)
+        if is_first or said.end - said.synced > FEED_REWRITTEN_BYTES:
+            # Else it is said with the next record. It is on the disk, whether it is said or not.
+            with contextlib.suppress(OSError, FeedBusyError):
+                self._alone(self._vouch)
+        return said.size - len(entries)
+
+    def _alone(self, do: Callable[[], Result]) -> Result:
+        """What `do` returns, while nobody else writes. FeedBusyError, OSError, what `do` raises."""
+        with self._using:
+            try:
+                self._writers.take()
+                return do()
+            finally:
+                # Ctrl-C can come before the first line of any method, but not of a built-in: so
+                # this is always done.
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     # --- inside; by who holds the lock ----------------------------------------------------------
 
@@ -117,24 +154,28 @@ class DirectLog:
             raise NotHere
         if shared.standing is not Standing.OPEN:
             raise NotHere(_why_not(shared.standing))
+        if shared.generation != self._generation:
+            # It may have been mended while we slept: what we know of it, and what the system has
+            # yet to tell us, is about what it was.
+            raise OpenedAnew
         self._check_place()
         length = length_of(self._entries)
         if length < shared.end:
             raise NotHere
         if length > shared.end:
             shared = self._caught_up(shared, length)
-        if self._is_new:
-            # If a sync failed before the file was opened here, nobody says so to us; then pages
-            # look as if they were on the disk. What nobody vouches for is written once more.
-            rewrite(self._entries, min(shared.synced, shared.end), shared.end)
-            self._is_new = False
+        self._written = shared.end
         return shared
 
     def _check_place(self) -> None:
         """Somebody may have put another file there: a backup, say. NotHere, OSError."""
         now = time.monotonic()
         if now >= self._looked_at + FEED_PLACE_S:
-            if os.stat(self._path).st_ino != self._inode:
+            try:
+                inode = os.stat(self._path).st_ino
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotHere from None
+            if inode != self._inode:
                 raise NotHere
             self._looked_at = now
 
@@ -149,12 +190,36 @@ class DirectLog:
             os.ftruncate(self._entries, end)
         return shared._replace(size=size, end=end)
 
-    def _write(self, shared: Shared, entries: Sequence[bytes]) -> int:
-        """Write the record; where it ends. OSError if nothing of it is there."""
+    def _rewrite(self) -> None:
+        """Write once more what nobody vouches for, a part of it at a time, until it is not new.
+
+        If a sync failed before the file was opened here, nobody says so to us; then pages look as
+        if they were on the disk.
+        """
+        if not self._is_new:
+            return  # another thread has done it
+        shared = self._current()
+        begin = min(shared.synced, shared.end)
+        end = min(begin + FEED_REWRITTEN_BYTES, shared.end)
+        rewrite(self._entries, begin, end)
+        if end < shared.end:
+            # Nobody else syncs here yet: only what has been written once more is vouched for.
+            with self._stopping(shared):
+                sync_data(self._entries)
+            self._writers.write(shared._replace(synced=end))
+        else:
+            self._is_new = False
+
+    def _write(self, entries: Sequence[bytes]) -> Shared:
+        """Write the record; what is said behind it. OSError if nothing of it is there."""
+        shared = self._current()
         size, end = shared.size, shared.end
         synced = max(shared.synced, self._synced)
-        if end - synced > DOUBTFUL_BYTES_MAX:
-            raise NotHere
+        if end - synced > _UNSYNCED_BYTES_MAX:
+            # More than a crash may leave half written.
+            with self._stopping(shared):
+                self._flush(end)
+            synced = end
         record = encode_record(size, entries, None, end - synced)
         try:
             write_all(self._entries, record, end)
@@ -165,11 +230,33 @@ class DirectLog:
             os.ftruncate(self._entries, end)
             raise
         self._written = end + len(record)
-        following = Shared(Standing.OPEN, size + len(entries), self._written, synced)
+        following = shared._replace(size=size + len(entries), end=self._written, synced=synced)
         # If it cannot be said, the next one who writes finds the record behind what is said.
         with contextlib.suppress(OSError):
             self._writers.write(following)
-        return following.end
+        return following
+
+    def _vouch(self) -> None:
+        """Say what is on the disk, so that who comes next need not write it once more."""
+        shared = self._of_now()
+        if shared is not None and shared.synced < self._synced <= shared.end:
+            self._writers.write(shared._replace(synced=self._synced))
+
+    def _of_now(self) -> Shared | None:
+        """What is said, if others append and the node has not opened the log since. OSError."""
+        shared = self._writers.read()
+        if shared is None or self._is_stopped or shared.standing is not Standing.OPEN:
+            return None
+        return shared if shared.generation == self._generation else None
+
+    @contextlib.contextmanager
+    def _stopping(self, shared: Shared) -> Iterator[None]:
+        """If a sync fails: FeedStoppedError for all."""
+        try:
+            yield
+        except OSError as error:
+            self._stop(shared)
+            raise refusals.stopped() from error
 
     def _stop(self, shared: Shared) -> None:
         """Nobody knows what is on the disk: nobody appends until the node has opened it anew."""
@@ -180,6 +267,16 @@ class DirectLog:
     # --- the disk ---------------------------------------------------------------------------------
 
     def _sync(self, end: int) -> None:
+        """All before `end` is on the disk. FeedStoppedError."""
+        try:
+            self._flush(end)
+        except OSError as error:
+            with contextlib.suppress(OSError, FeedBusyError):
+                self._alone(self._tell_stopped)
+            raise refusals.stopped() from error
+
+    def _flush(self, end: int) -> None:
+        """The same. FeedStoppedError if it failed already; OSError if it fails now."""
         # One thread at a time: the system says only once through a descriptor that it failed.
         with self._syncing:
             if self._is_stopped:
@@ -188,17 +285,16 @@ class DirectLog:
             if self._synced < end:
                 try:
                     sync_data(self._entries)
-                except OSError as error:
+                except OSError:
                     self._is_stopped = True
-                    self._tell_stopped()
-                    raise refusals.stopped() from error
+                    raise
                 self._synced = written
 
     def _tell_stopped(self) -> None:
-        with contextlib.suppress(OSError, FeedBusyError), self._using, self._writers:
-            shared = self._writers.read()
-            if shared is not None:
-                self._stop(shared)
+        """Unless the node has seen to it meanwhile: it is not to be stopped once more."""
+        shared = self._writers.read()
+        if shared is not None and shared.generation == self._generation:
+            self._stop(shared)
 
 
 def _why_not(standing: Standing) -> KacheryError | None:

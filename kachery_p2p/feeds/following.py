@@ -281,9 +281,10 @@ class Following:
             raise refusal()
         told = Told.of(body)
         size = 0 if told.head is None else told.head.size
+        # What is found now it is told by the answer: news before that it would not listen to.
+        subfeed = await self._subfeeds.open_existing(name)
         if body["follow"] and not self._spreading.add(name, session, channel, size):
             raise PeerBusyError("follows more than one node may")
-        subfeed = await self._subfeeds.open_existing(name)
         if subfeed is None:
             return {**Told().known, "path": b"", "own": self._permits.is_own(name.feed)}
         self._look_into(session, subfeed, told)

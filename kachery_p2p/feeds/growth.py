@@ -29,6 +29,7 @@ from kachery_p2p.limits import (
     FEED_LOOKED_AFTER_MAX,
     FEED_NOTICED_S,
     FEED_POKES_AT_ONCE,
+    FEED_ROWS_MAX,
 )
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ class Growth:
         self._spreading = spreading
         # Those that are looked after at this moment.
         self._looking: set[SubfeedName] = set()
+        # Those that come next; what finds no room here either is found by its length.
+        self._waiting: dict[SubfeedName, None] = {}
+        # Those that failed, and how: each failure is said once.
+        self._faults: dict[SubfeedName, str] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -69,28 +74,58 @@ class Growth:
         if len(self._looking) < FEED_LOOKED_AFTER_MAX:
             self._looking.add(name)
             self._nursery.start_soon(self._look_after, name)
+        elif len(self._waiting) < FEED_ROWS_MAX:
+            self._waiting[name] = None
 
     async def _look_after(self, name: SubfeedName) -> None:
-        """Take in what has come, until nothing does."""
+        """Take in what has come, until nothing does, or others wait for their turn."""
+        has_more = False
         try:
             # Twice at least: who has just said it does not say it again at once.
             await self._look(name)
             await self._rest(name)
-            while await self._look(name):
+            while has_more := await self._look(name):
+                if self._waiting:
+                    break
                 await self._rest(name)
-        except KacheryError as error:
-            log.warning("feed %s: %s", name.feed[:16], error)
+            self._faults.pop(name, None)
+        except Exception as error:
+            # Whatever it is, others are looked after; it is tried again when it is heard of.
+            self._note_fault(name, error)
         finally:
             self._looking.discard(name)
+            if has_more:
+                self._waiting[name] = None
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Look after those that wait, if there is room."""
+        while self._waiting and len(self._looking) < FEED_LOOKED_AFTER_MAX:
+            following = next(iter(self._waiting))
+            del self._waiting[following]
+            if self._nursery is None:
+                return
+            self.hear(following)
+
+    def _note_fault(self, name: SubfeedName, error: Exception) -> None:
+        said = f"{type(error).__name__}: {error}"
+        if self._faults.get(name) != said:
+            if len(self._faults) >= FEED_ROWS_MAX:
+                self._faults.clear()
+            self._faults[name] = said
+            # What is no error of ours is one of this program.
+            unexpected = None if isinstance(error, KacheryError) else error
+            log.warning("feed %s: %s", name.feed[:16], said, exc_info=unexpected)
 
     async def _look(self, name: SubfeedName) -> bool:
         subfeed = self._subfeeds.open_now(name)
+        if subfeed is None:
+            # To open it is to take in all of it.
+            subfeed = await self._subfeeds.open_existing(name)
+        elif await self._subfeeds.take_in(subfeed):
+            return True
         if subfeed is not None:
-            return await self._subfeeds.take_in(subfeed)
-        # To open it is to take in all of it.
-        subfeed = await self._subfeeds.open_existing(name)
-        if subfeed is not None:
-            self._subfeeds.grown(subfeed, subfeed.replica.log.size, ())
+            self._subfeeds.tell_rest(subfeed)
         return False
 
     async def _rest(self, name: SubfeedName) -> None:
@@ -103,9 +138,19 @@ class Growth:
     async def _look_at_lengths(self) -> None:
         while True:
             await trio.sleep(FEED_NOTICED_S)
-            for subfeed in self._subfeeds:
-                if self._subfeeds.has_grown(subfeed):
-                    self.hear(subfeed.name)
+            for name in await self._grown():
+                self.hear(name)
+
+    async def _grown(self) -> list[SubfeedName]:
+        """Own subfeeds in use that have grown, and forgotten ones that somebody follows."""
+        own = [subfeed for subfeed in self._subfeeds if subfeed.replica.log.owned]
+        forgotten = self._subfeeds.forgotten
+        for name in [name for name in forgotten if not self._spreading.count(name)]:
+            del forgotten[name]
+        if not own and not forgotten:
+            return []
+        # The disk may take its time.
+        return await trio.to_thread.run_sync(self._subfeeds.grown_of, own, dict(forgotten))
 
     async def _listen(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -119,11 +164,14 @@ class Growth:
                 task_status.started()
                 return
             task_status.started()
-            while True:
-                await trio.lowlevel.wait_readable(listening)
-                self._read(listening)
-                # Not more than it takes to read some, whoever sends how many.
-                await trio.lowlevel.checkpoint()
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(listening)
+                    self._read(listening)
+                    # Not more than it takes to read some, whoever sends how many.
+                    await trio.lowlevel.checkpoint()
+            except OSError as error:
+                log.warning("programs cannot say any more that they append to feeds: %s", error)
 
     def _read(self, listening: socket.socket) -> None:
         for _ in range(FEED_POKES_AT_ONCE):

@@ -72,8 +72,14 @@ class HeldLog:
                 opened.close()
                 raise
             self._opened = opened
+            self._note_opened()
 
     # --- what is known -----------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """True while the files are open."""
+        return self._opened is not None
 
     @property
     def owned(self) -> bool:
@@ -180,6 +186,9 @@ class HeldLog:
 
     def _begin(self, opened: OpenLog) -> None:
         """The files are open; what follows of that for an own log."""
+
+    def _note_opened(self) -> None:
+        """The files are open from now on, and count."""
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[OpenLog]:

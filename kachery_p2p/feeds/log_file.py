@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import FeedBusyError, KacheryError, ProofError, StateCorruptError
@@ -23,9 +23,9 @@ from kachery_p2p.feeds.disk import (
     length_of,
     place_of,
     read_small,
-    sync_data,
     write_small,
 )
+from kachery_p2p.feeds.ending import Ending
 from kachery_p2p.feeds.held_log import HeldLog
 from kachery_p2p.feeds.opened import OpenLog, Withdrawn
 from kachery_p2p.feeds.opening import State
@@ -33,13 +33,27 @@ from kachery_p2p.feeds.shared_log import Overtaken, SharedLog
 from kachery_p2p.feeds.tombstones import Tombstone
 from kachery_p2p.feeds.writers import Standing
 from kachery_p2p.log.forks import ForkProof
-from kachery_p2p.log.heads import SignedHead, Signer
+from kachery_p2p.log.heads import LogId, SignedHead, Signer
 from kachery_p2p.log.tree import Frontier, leaf_hash
-from kachery_p2p.store.durable import write_all
 
 
 class LogFile(HeldLog):
     """The subfeed `log` in the directory `path`. Made by `LogFiles`, one for each subfeed."""
+
+    def __init__(
+        self,
+        path: str,
+        log: LogId,
+        key: Signer | None = None,
+        *,
+        away: bool = False,
+        opened: Callable[[LogFile], None] = lambda log: None,
+    ) -> None:
+        """As `HeldLog`. `opened` is called whenever the files were, by whoever needed them; it may
+        wait for no other log.
+        """
+        super().__init__(path, log, key, away=away)
+        self._on_opened = opened
 
     # --- growing -----------------------------------------------------------------------------
 
@@ -55,41 +69,48 @@ class LogFile(HeldLog):
             self._check_appendable(opened)
             assert isinstance(opened, SharedLog)
             sign = None if entries else self._signing_at(time_ms)
-            with self._explaining():
-                first = opened.append(entries, sign)
-            self._took(opened, time_ms)
+            try:
+                with self._explaining():
+                    first = opened.append(entries, sign)
+            finally:
+                # Also if nothing was appended: what others did was taken in.
+                self._took(opened, time_ms)
             if sign is not None:
                 self._head = opened.state.signed
             return first
 
     def has_grown(self) -> bool:
-        """True if others have appended to an own log what it has not taken in yet; in 2 us."""
+        """True if others have appended to an own log what it has not taken in yet; in 2 us.
+
+        While the files are closed it takes longer, and the disk may be waited for.
+        """
         if not self.owned:
             return False
         opened = self._opened
-        if opened is None or not opened.files.retain():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if opened is None or not opened.files.retain():
                 return os.stat(f"{self.path}/entries").st_size != self._state.end
-            return False
-        try:
-            return length_of(opened.files.entries) != self._state.end
-        finally:
-            opened.files.release()
+            try:
+                end = length_of(opened.files.entries)
+                return not opened.is_stopped and end != self._state.end
+            finally:
+                opened.files.release()
+        return False
 
     def absorb(self) -> tuple[int, list[bytes]]:
         """Take in what others appended to an own log: the position of the first, and the entries.
 
-        Not all at once, if they are many; all has come when it answers none. FeedStoppedError,
+        Not all at once, if they are many; all has come when it answers none. What was there when
+        the files had to be opened comes with that, before the first. FeedStoppedError,
         StateCorruptError, FeedBusyError, UnknownFeedError, a StoreError.
         """
+        if not self.has_grown():
+            return self.size, []
         with self._changing, self._using() as opened:
             first = self.size
             if not isinstance(opened, SharedLog):
                 return first, []
-            taken = opened.absorb()
-            if taken:
-                self._took(opened, int(time.time() * 1000))
-            return first, taken
+            return first, self._absorbed(opened)
 
     def keep(
         self,
@@ -103,7 +124,8 @@ class LogFile(HeldLog):
         The caller has verified all of it: `frontier` and `stored` are those of the log with the
         entries, and `head`, if it is a better one, continues `signed`. What is kept is always
         within what the best head says. FeedForkedError or FeedEndedError beyond a fork or a
-        tombstone; FeedStoppedError, StorageFullError as in `append`.
+        tombstone; FeedStoppedError, StorageFullError as in `append`; Overtaken if programs have
+        appended to an own log meanwhile, which it has taken in: nothing of this is kept.
         """
         with self._changing, self._using() as opened:
             assert self.size + len(entries) == frontier.size, "entries leave no gap"
@@ -114,14 +136,12 @@ class LogFile(HeldLog):
             best = head or self.signed
             assert best is not None, "entries need a head that says so"
             assert best.size >= frontier.size, "entries need a head that says so"
-            # If programs have appended to an own log meanwhile, it is to be compared anew.
-            with contextlib.suppress(Overtaken):
-                self._write(opened, entries, frontier, stored, head)
+            self._write(opened, entries, frontier, stored, head)
 
     def mend(self, position: int, entry: bytes) -> None:
         """Put the entry back that was signed at `position`, on the disk when it returns.
 
-        ProofError if it is not that entry.
+        ProofError if it is not that entry; FeedStoppedError, StorageFullError as in `append`.
         """
         with self._changing, self._using() as opened:
             files = opened.files
@@ -130,9 +150,8 @@ class LogFile(HeldLog):
             spans = files.derived.spans(position, 1)
             if not spans or spans[0][1] != len(entry):
                 raise StateCorruptError(f"the place of entry {position} in {self.path} is unknown")
-            with self._alone(opened):
-                write_all(files.entries, entry, spans[0][0])
-                sync_data(files.entries)
+            with self._explaining():
+                opened.overwrite(entry, spans[0][0])
             files.derived.write_leaf(position, leaf_hash(entry))
             self._damaged.discard(position)
 
@@ -145,8 +164,7 @@ class LogFile(HeldLog):
         """
         fork.verify(self.log)
         with self._changing, self._using() as opened, self._shut(opened, Standing.FORKED):
-            self._ending = self._ending.with_fork(fork)
-            self._ending.save(self.path)
+            self._keep_ending(self._ending.with_fork(fork))
 
     def end(self, tombstone: Tombstone) -> None:
         """Keep a tombstone, on the disk when it returns: the log is read to where it says.
@@ -157,7 +175,7 @@ class LogFile(HeldLog):
         with self._changing, self._using() as opened, self._shut(opened, Standing.ENDED):
             if tombstone.size <= self.size and opened.root_at(tombstone.size) != tombstone.root:
                 raise ProofError("the tombstone is about another history of the feed")
-            self._bury(tombstone)
+            self._keep_ending(self._ending.with_tombstone(tombstone))
 
     def finish(self, successor: FeedId | None, time_ms: int) -> None:
         """End an own log for good, with all that is in it; the tombstone is on the disk then.
@@ -170,7 +188,7 @@ class LogFile(HeldLog):
                 raise refusals.stopped()
             root = opened.root_at(self.size)
             tombstone = Tombstone(self.log, self.size, root, successor, time_ms)
-            self._bury(tombstone.signed(self._key))
+            self._keep_ending(self._ending.with_tombstone(tombstone.signed(self._key)))
 
     def settle(self) -> None:
         """This is the only copy with the key, somebody has made sure: append here from now on."""
@@ -178,7 +196,7 @@ class LogFile(HeldLog):
             write_small(f"{self.path}/place", place_of(opened.files.entries))
             self.restored = False
             if isinstance(opened, SharedLog):
-                opened.say(self._standing())
+                self._say_standing(opened)
 
     def close(self) -> None:
         """Close the files; they are opened again when they are needed."""
@@ -186,7 +204,19 @@ class LogFile(HeldLog):
             opened, self._opened = self._opened, None
             if opened is not None:
                 self._note_head(opened)
+                with self._signing:
+                    self._state = opened.state
                 opened.close()
+
+    def close_if_idle(self) -> bool:
+        """Close the files if nobody is changing the log at this moment; False if somebody is."""
+        if not self._changing.acquire(blocking=False):
+            return False
+        try:
+            self.close()
+        finally:
+            self._changing.release()
+        return True
 
     def forget(self) -> None:
         """Close the files for good: they are about to be deleted."""
@@ -207,7 +237,10 @@ class LogFile(HeldLog):
     def _begin(self, opened: OpenLog) -> None:
         if isinstance(opened, SharedLog):
             self._check_place(opened)
-            opened.say(self._standing())
+            self._say_standing(opened)
+
+    def _note_opened(self) -> None:
+        self._on_opened(self)
 
     def _check_place(self, opened: OpenLog) -> None:
         known, here = read_small(f"{self.path}/place"), place_of(opened.files.entries)
@@ -262,6 +295,10 @@ class LogFile(HeldLog):
         try:
             opened.write(entries, frontier, stored, head, self._standing(head, frontier.size))
             self._state = opened.state
+        except Overtaken:
+            # So that it is there when this is compared anew.
+            self._absorbed(opened)
+            raise
         finally:
             with contextlib.suppress(OSError, FeedBusyError, StateCorruptError):
                 opened.say(self._standing())
@@ -274,10 +311,17 @@ class LogFile(HeldLog):
             raise feed_error(error.reason, self.path) from error.reason
 
     def _took(self, opened: SharedLog, time_ms: int) -> None:
-        """The own log has grown."""
+        """The own log may have grown."""
         with self._signing:
-            self._state = opened.state
-            self._appended_ms = time_ms
+            if self._state is not opened.state:
+                self._state = opened.state
+                self._appended_ms = time_ms
+
+    def _absorbed(self, opened: SharedLog) -> list[bytes]:
+        try:
+            return opened.absorb()
+        finally:
+            self._took(opened, int(time.time() * 1000))
 
     def _note_head(self, opened: OpenLog) -> None:
         """Put the head of an own log on the disk, where nobody needs the key to believe it."""
@@ -309,17 +353,25 @@ class LogFile(HeldLog):
         if not isinstance(opened, SharedLog):
             yield
             return
-        with opened.shut(standing):
-            if opened.state != self._state:
-                self._took(opened, int(time.time() * 1000))
+        with opened.shut(standing, self._standing):
+            self._took(opened, int(time.time() * 1000))
             yield
 
-    def _alone(self, opened: OpenLog) -> contextlib.AbstractContextManager[None]:
-        return opened.files.writers or contextlib.nullcontext()
+    def _say_standing(self, opened: SharedLog) -> None:
+        # If there is no space to say it, programs leave it to the node until it can be said.
+        with contextlib.suppress(OSError):
+            opened.say(self._standing())
 
-    def _bury(self, tombstone: Tombstone) -> None:
-        self._ending = self._ending.with_tombstone(tombstone)
-        self._ending.save(self.path)
+    def _keep_ending(self, ending: Ending) -> None:
+        """Keep what ends the log; only what is on the disk counts."""
+        try:
+            ending.save(self.path)
+        except OSError:
+            # It may be there all the same, as the next who opens the log would see it.
+            with contextlib.suppress(OSError, KacheryError):
+                self._ending = Ending.load(self.path, self.log)
+            raise
+        self._ending = ending
 
 
 def _is_better(head: SignedHead, best: SignedHead | None) -> bool:

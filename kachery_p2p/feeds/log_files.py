@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from weakref import WeakValueDictionary
 
 from kachery_p2p.errors import KacheryError, StateCorruptError
-from kachery_p2p.feeds.disk import make_directories, using
+from kachery_p2p.feeds.derived import Checkpoint
+from kachery_p2p.feeds.disk import make_directories, read_small, using
 from kachery_p2p.feeds.files import read_log_id, write_log_id
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.writers import shut_for_good
@@ -35,7 +36,8 @@ class LogFiles:
         self._open_max = open_max
         self._lock = threading.RLock()
         self._known: WeakValueDictionary[LogId, LogFile] = WeakValueDictionary()
-        # The open ones, those used last at the end.
+        # The open ones, those used last at the end. Nothing is waited for with this lock held.
+        self._using = threading.Lock()
         self._open: OrderedDict[LogId, LogFile] = OrderedDict()
         self._sweep()
 
@@ -65,6 +67,18 @@ class LogFiles:
         """True if the log is here."""
         return self._found(log) is not None or self._is_here(log)
 
+    def has_grown(self, log: LogId, size: int) -> bool:
+        """True if an own log, open or not, has come to more than the `size` it had once."""
+        found = self._found(log)
+        if found is not None:
+            return found.size > size or found.has_grown()
+        # One that was closed says in its checkpoint how far it came.
+        path = self._path(log)
+        with contextlib.suppress(OSError, KacheryError):
+            end = Checkpoint.decode(read_small(f"{path}/checkpoint")).end
+            return os.stat(f"{path}/entries").st_size != end
+        return False
+
     def known(self) -> Iterator[LogId]:
         """The logs that are here, in no order. One whose directory is damaged is left out."""
         with using(self.directory), contextlib.suppress(FileNotFoundError):
@@ -76,7 +90,8 @@ class LogFiles:
         """Remove the log from this disk, for good; whoever uses it gets UnknownFeedError."""
         with self._lock, using(self.directory):
             found = self._known.pop(log, None)
-            self._open.pop(log, None)
+            with self._using:
+                self._open.pop(log, None)
             if found is not None:
                 found.forget()
             path = self._path(log)
@@ -91,8 +106,10 @@ class LogFiles:
     def close(self) -> None:
         """Close all files."""
         with self._lock:
-            for log_file in self._known.values():
-                log_file.close()
+            known = list(self._known.values())
+        for log_file in known:
+            log_file.close()
+        with self._using:
             self._open.clear()
 
     def _found(self, log: LogId) -> LogFile | None:
@@ -108,19 +125,27 @@ class LogFiles:
             elif read_log_id(path) != log:
                 raise StateCorruptError(f"{path} is of another feed", hint="move it away")
             # Another thread may have been faster.
-            return self._known.setdefault(log, LogFile(path, log, key, away=away))
+            made = LogFile(path, log, key, away=away, opened=self._note_use)
+            return self._known.setdefault(log, made)
 
     def _opened(self, log_file: LogFile) -> LogFile:
         """The same, open; not while locked, because a long log takes a second."""
         log_file.open()
-        with self._lock:
+        self._note_use(log_file)
+        return log_file
+
+    def _note_use(self, log_file: LogFile) -> None:
+        """Close those that were used least lately, if there are too many."""
+        with self._using:
             self._open[log_file.log] = log_file
             self._open.move_to_end(log_file.log)
             surplus = len(self._open) - self._open_max
             closing = [self._open.popitem(last=False)[1] for _ in range(surplus)]
         for oldest in closing:
-            oldest.close()
-        return log_file
+            # Not waited for: its user may be about to close this one.
+            if not oldest.close_if_idle():
+                with self._using:
+                    self._open.setdefault(oldest.log, oldest)
 
     def _is_here(self, log: LogId) -> bool:
         with using(self._path(log)):

@@ -89,6 +89,20 @@ class OpenLog:
         self.state = self.state._replace(frontier=frontier, signed=signed, end=end + len(record))
         self._note_progress()
 
+    def overwrite(self, entry: bytes, offset: int) -> None:
+        """Put a damaged entry back where it was, on the disk when it returns. As `write`."""
+        if self.is_stopped:
+            raise refusals.stopped()
+        # The sync is of everything else too: should it fail, nobody knows what is on the disk.
+        with self._stopping():
+            try:
+                write_all(self.files.entries, entry, offset)
+            except OSError as error:
+                if error.errno in NOT_WRITTEN:
+                    raise Withdrawn(error) from error
+                raise
+            sync_data(self.files.entries)
+
     def derive_anew(self) -> None:
         """Make hashes and offsets anew from the entries. StateCorruptError or OSError."""
         self.state = self._recovery.state(Checkpoint(), known=self.state.end)

@@ -9,13 +9,16 @@ be signed once more, and a copy is cut, because it can be fetched again.
 
 When programs append beside the node, a crash can leave several records half written: any of their
 pages may be missing, and reads as zeros. Those are cut off too, from the first that is not whole,
-unless a later record says that what is missing was on the disk when it was written.
+if that one has such a gap itself, and no later record says that it was on the disk by then.
+What follows a record says nothing about it: behind one that was acknowledged, and has a flipped
+bit by now, there can be zeros of a crash as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from itertools import pairwise
 from typing import NamedTuple
 
 from kachery_p2p.errors import HeadError, LogFormatError, StateCorruptError
@@ -31,6 +34,9 @@ from kachery_p2p.log.tree import Frontier, leaf_hash, root_at
 _LENGTH_BYTES = 4
 # So many zeros in a row are in no record: a message is text, and fields are shorter.
 _UNWRITTEN_BYTES = 32
+# A disk has all or nothing of so many bytes; of a record's part of them so many zeros suffice.
+_SECTOR_BYTES = 512
+_UNWRITTEN_PART_BYTES = 8
 _HINT = "delete the feed's copy, or restore its directory; then let it be fetched from a peer"
 
 
@@ -65,6 +71,7 @@ class Recovery:
         self._floor = 0
         self._synced: int | None = None
         self._length = 0
+        self._is_known = False
 
     def state(
         self, checkpoint: Checkpoint, *, synced: int | None = None, known: int | None = None
@@ -72,9 +79,10 @@ class Recovery:
         """What the files come to, on disk. StateCorruptError or OSError.
 
         `synced`: up to where all is on the disk, if others wrote since the computer started.
-        `known`: read so far only, all of which is there. An own log is never shorter than that,
-        or than the `checkpoint` says: what was signed may not be signed once more.
+        `known`: read so far only, all of which is on the disk. An own log is never shorter than
+        that, or than the `checkpoint` says: what was signed may not be signed once more.
         """
+        self._is_known = known is not None
         self._floor = max(checkpoint.end, known or 0) if self._owned else 0
         self._synced = synced
         self._length = os.fstat(self._entries).st_size if known is None else known
@@ -103,7 +111,8 @@ class Recovery:
                 self._derived.write(frontier.size, found.spans, found.stored)
             frontier, last, end, head = found.frontier, end, found.end, found.head or head
         signed = self._checked(frontier, head)
-        self._rewrite(last, end)
+        if not self._is_known:
+            self._rewrite(last, end)
         return State(frontier, signed, end)
 
     def _record(self, offset: int, frontier: Frontier, length: int) -> _Found | None:
@@ -161,22 +170,17 @@ class Recovery:
         os.ftruncate(self._entries, offset)
 
     def _is_torn(self, offset: int, length: int) -> bool:
+        """True if the record at `offset` was begun and never whole, so nobody was told of it."""
         if is_cut_short(self._entries, offset, length):
             return True
-        # The file can become longer before its bytes are on the disk. An own record ends with a
-        # message or a signature, and neither with zeros.
-        begin = max(offset, length - _UNWRITTEN_BYTES)
-        if not read_at(self._entries, length - begin, begin).strip(b"\0"):
-            return True
-        return self._is_unwritten(offset, length)
-
-    def _is_unwritten(self, offset: int, length: int) -> bool:
-        """True if pages are missing behind `offset`, and nothing says that they were there."""
+        # The file can become longer before its bytes are on the disk.
         if length - offset > FEED_IN_FLIGHT_BYTES_MAX:
             return False
         data = read_at(self._entries, length - offset, offset)
-        if bytes(_UNWRITTEN_BYTES) not in data:
-            return False
+        return _has_gap(data, offset) and not self._was_on_disk(data, offset)
+
+    def _was_on_disk(self, data: bytes, offset: int) -> bool:
+        """True if a record in `data` says that what is at `offset` was there before it."""
         at = data.find(MAGIC)
         while at >= 0:
             header = Header.decode(data[at : at + HEADER_BYTES])
@@ -184,9 +188,9 @@ class Recovery:
                 start = at + HEADER_BYTES
                 body = data[start : start + header.body_bytes]
                 if decode_body(header, body, offset + at) is not None:
-                    return False
+                    return True
             at = data.find(MAGIC, at + 1)
-        return True
+        return False
 
     def _checked(self, frontier: Frontier, head: bytes | None) -> SignedHead | None:
         """The best head, which fits the entries. StateCorruptError if it does not.
@@ -223,3 +227,20 @@ class Recovery:
 
     def _corrupt(self, why: str) -> StateCorruptError:
         return StateCorruptError(f"the entries in {self._path} are damaged: {why}", hint=_HINT)
+
+
+def _has_gap(data: bytes, offset: int) -> bool:
+    """True if something is missing of the record at `offset`, with which `data` begins.
+
+    That is zeros in the place of a sector's part of it, or so many as are in no record.
+    """
+    header = Header.decode(data)
+    record = data[: HEADER_BYTES if header is None else HEADER_BYTES + header.body_bytes]
+    # How long the record is cannot be told without its header; but it has a body, which is not
+    # shorter than half of this: so what follows the record has no such row of zeros here.
+    within = data[: HEADER_BYTES + _UNWRITTEN_BYTES] if header is None else record
+    if bytes(_UNWRITTEN_BYTES) in within:
+        return True
+    edges = [0, *range(-offset % _SECTOR_BYTES, len(record), _SECTOR_BYTES), len(record)]
+    parts = (record[begin:end] for begin, end in pairwise(edges))
+    return any(len(part) >= _UNWRITTEN_PART_BYTES and not any(part) for part in parts)

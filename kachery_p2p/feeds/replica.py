@@ -19,6 +19,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from kachery_p2p.errors import EntryDamagedError, LogForkedError, PeerError, ProofError
+from kachery_p2p.feeds.shared_log import Overtaken
 from kachery_p2p.feeds.told import Told
 from kachery_p2p.feeds.tombstones import End, Tombstone
 from kachery_p2p.limits import FEED_NEWS_BYTES_MAX
@@ -258,6 +259,8 @@ class Replica:
             return Standing.UNKNOWN
         try:
             return self._offer(told, head)
+        except Overtaken:
+            return Standing.UNKNOWN
         except LogForkedError:
             return self._forked_of_one_size(head)
         except ProofError:

@@ -120,8 +120,13 @@ class FeedService(OwnFeeds):
                     nursery.cancel_scope.cancel()
         finally:
             self._subfeeds.hands.close()
-            self._files.close()
-            self.register.close()
+            # In a thread: what is closed is synced, and the rest of the node goes on meanwhile.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._close)
+
+    def _close(self) -> None:
+        self._files.close()
+        self.register.close()
 
     def _load(self) -> None:
         self._permits.load()

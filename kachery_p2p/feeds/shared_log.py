@@ -26,8 +26,15 @@ from kachery_p2p.log.heads import LogId, SignedHead
 from kachery_p2p.log.tree import Frontier, leaf_hashes
 
 
-class Overtaken(Exception):
-    """Others have appended meanwhile."""
+class Overtaken(FeedBusyError):
+    """Others have appended meanwhile: what was verified is to be compared anew."""
+
+    def __init__(self) -> None:
+        super().__init__("programs have appended to the feed meanwhile", hint="try it again")
+
+
+# What others may say too; everything else only this one.
+_OF_OTHERS = frozenset((Standing.STOPPED, Standing.GONE))
 
 
 class SharedLog(OpenLog):
@@ -50,10 +57,12 @@ class SharedLog(OpenLog):
         with self._writers:
             shared = self._writers.read()
             if shared is not None:
+                # From now on they ask the node: a long log is not read with the lock held.
                 self._writers.write(shared._replace(standing=Standing.UNKNOWN))
                 synced = shared.synced
-            super()._recover(synced)
-            self._written = self.state
+        super()._recover(synced)
+        self._written = self.state
+        with self._writers:
             self._tell(Shared(Standing.UNKNOWN, 0, 0, 0))
 
     def say(self, standing: Standing) -> None:
@@ -62,22 +71,24 @@ class SharedLog(OpenLog):
             self._say(standing)
 
     @contextlib.contextmanager
-    def shut(self, standing: Standing) -> Iterator[None]:
+    def shut(self, standing: Standing, otherwise: Callable[[], Standing]) -> Iterator[None]:
         """Alone, with all that others appended taken in; if all goes well, they may no more.
 
-        FeedBusyError, FeedStoppedError, StateCorruptError or OSError.
+        If not, the log's standing is what `otherwise` says. FeedBusyError, FeedStoppedError,
+        StateCorruptError or OSError.
         """
         with self._writers:
             before = self._look()
-            self._say(standing)
+            # After a failure, also of another's sync, one would succeed and mean nothing.
+            self.is_stopped |= before.standing is Standing.STOPPED
             try:
-                # After a failure a sync would succeed and mean nothing.
+                self._say(standing)
                 if not self.is_stopped and self._take(before, LOG_ENTRIES_MAX):
                     self._sync()
                 yield
             except BaseException:
-                with contextlib.suppress(OSError):
-                    self._say(before.standing)
+                with contextlib.suppress(OSError, StateCorruptError):
+                    self._say(Standing.STOPPED if self.is_stopped else otherwise())
                 raise
 
     # --- growing --------------------------------------------------------------------------------
@@ -92,6 +103,9 @@ class SharedLog(OpenLog):
         with self._telling_if_stopped():
             with self._writers:
                 shared = self._look()
+            if shared.standing is Standing.STOPPED:
+                self.is_stopped = True
+                return []
             taken = self._take(shared, FEED_TAKEN_BYTES)
             if taken:
                 self._sync()
@@ -107,7 +121,7 @@ class SharedLog(OpenLog):
         """
         if length_of(self.files.entries) != self._written.end:
             self.absorb()  # nearly all that there is, so that nobody has to wait for it
-        with self._telling_if_stopped():
+        with self._telling_if_stopped(), self._withdrawing():
             with self._writers:
                 shared = self._look()
                 self._check_not_stopped(shared)
@@ -140,6 +154,12 @@ class SharedLog(OpenLog):
             self._written = self.state
             self._tell(shared)
 
+    def overwrite(self, entry: bytes, offset: int) -> None:
+        """As `OpenLog.overwrite`."""
+        with self._telling_if_stopped(), self._writers:
+            self._check_not_stopped(self._look())
+            super().overwrite(entry, offset)
+
     def derive_anew(self) -> None:
         """As `OpenLog.derive_anew`."""
         super().derive_anew()
@@ -152,6 +172,9 @@ class SharedLog(OpenLog):
         """Where the log ends by now. What a writer that was killed has not finished is cut off."""
         written, entries = self._written, self.files.entries
         shared = self._writers.read() or Shared(self._said, 0, 0, self.state.end)
+        if shared.standing not in _OF_OTHERS:
+            # It may not have been possible to say it.
+            shared = shared._replace(standing=self._said)
         if shared.end < written.end:
             # It could not be said.
             shared = shared._replace(size=written.frontier.size, end=written.end)
@@ -242,6 +265,16 @@ class SharedLog(OpenLog):
         if self.is_stopped or shared.standing is Standing.STOPPED:
             self.is_stopped = True
             raise refusals.stopped()
+
+    @contextlib.contextmanager
+    def _withdrawing(self) -> Iterator[None]:
+        """If nothing comes of it, what was taken in on the way is taken in again, and synced."""
+        try:
+            yield
+        except BaseException:
+            if not self.is_stopped:
+                self._written = self.state
+            raise
 
     @contextlib.contextmanager
     def _telling_if_stopped(self) -> Iterator[None]:

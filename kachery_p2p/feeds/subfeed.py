@@ -63,6 +63,8 @@ class Subfeed:
         self.submitting = trio.Lock()
         # The last entries that came, so that who waits for them need not read the disk.
         self._recent: tuple[int, Sequence[bytes]] = (0, ())
+        # Of how many entries of an own one all were told who wait for them.
+        self.told = 0
 
     async def work(
         self,
@@ -125,7 +127,8 @@ class Subfeed:
         return self._changed
 
     def note_entries(self, first: int, entries: Sequence[bytes]) -> None:
-        """These entries are durable, and the last ones."""
+        """These entries are durable, and the last ones; all are told of them now."""
+        self.told = max(self.told, first + len(entries))
         at, known = self._recent
         if at + len(known) == first:
             first, entries = at, [*known, *entries]

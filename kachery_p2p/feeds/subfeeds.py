@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -37,6 +38,12 @@ class Subfeeds:
         # What works on the subfeeds' disks; to be closed when all of them are.
         self.hands = Hands()
         self._open: dict[SubfeedName, Subfeed] = {}
+        # Also those that are not in use any more, while somebody may still wait at them.
+        self._left: WeakValueDictionary[SubfeedName, Subfeed] = WeakValueDictionary()
+        # Own ones that were forgotten, and how many entries they had, -1 if not all were told: who
+        # follows them is to hear all the same of what programs append. Those that nobody follows
+        # are taken out (`Growth`).
+        self.forgotten: dict[SubfeedName, int] = {}
         self._opening: dict[SubfeedName, trio.Event] = {}
         self._keys: dict[FeedId, tuple[FeedKey | None, bool]] = {}
         # Foreign subfeeds that are kept up to date; those lately asked for last.
@@ -86,17 +93,29 @@ class Subfeeds:
             if log is None:
                 return None
             self._forget_idle()
-            self._open[name] = Subfeed(name, Replica(log), self.hands)
-            return self._open[name]
+            return self._begin(name, log)
         finally:
             del self._opening[name]
             done.set()
 
-    @staticmethod
-    def has_grown(subfeed: Subfeed) -> bool:
-        """True if programs have appended to it what is not taken in yet."""
-        log = subfeed.replica.log
-        return isinstance(log, LogFile) and log.has_grown()
+    def _begin(self, name: SubfeedName, log: LogFile) -> Subfeed:
+        left = self._left.get(name)
+        same = left is not None and left.replica.log is log
+        subfeed = left if left is not None and same else Subfeed(name, Replica(log), self.hands)
+        self._open[name] = self._left[name] = subfeed
+        # Who follows it is told in a moment (`Growth`) what was found when it was opened: who asks
+        # just now, and has no answer yet, would not listen.
+        self.forgotten.pop(name, None)
+        return subfeed
+
+    def grown_of(
+        self, subfeeds: Sequence[Subfeed], forgotten: dict[SubfeedName, int]
+    ) -> list[SubfeedName]:
+        """Those that programs have appended to, or of which not all is told yet. In a thread."""
+        found = [subfeed.name for subfeed in subfeeds if _is_news(subfeed)]
+        files = self._files
+        news = (name for name, n in forgotten.items() if n < 0 or files.has_grown(name.log, n))
+        return [*found, *news]
 
     async def take_in(self, subfeed: Subfeed) -> bool:
         """Take in what programs have appended to an own subfeed, some of it; False if nothing was.
@@ -104,14 +123,22 @@ class Subfeeds:
         Raises what `LogFile.absorb` does.
         """
         log = subfeed.replica.log
-        if not isinstance(log, LogFile) or not log.has_grown():
+        # Of one that is closed the disk is asked, which others do not wait for.
+        if not isinstance(log, LogFile) or not log.owned or (log.is_open and not log.has_grown()):
             return False
 
         def tell(taken: tuple[int, list[bytes]]) -> None:
-            if taken[1]:
-                self.grown(subfeed, *taken)
+            self._tell(subfeed, *taken)
 
         return bool((await subfeed.work(log.absorb, then=tell))[1])
+
+    def tell_rest(self, subfeed: Subfeed) -> None:
+        """Tell what came in on the way of something else."""
+        self._tell(subfeed, subfeed.replica.log.size, ())
+
+    def _tell(self, subfeed: Subfeed, first: int, entries: Sequence[bytes]) -> None:
+        if subfeed.replica.log.owned and first + len(entries) > subfeed.told:
+            self.grown(subfeed, first, entries)
 
     async def _take_in_all(self, subfeed: Subfeed) -> None:
         """The same for who is about to look at it: all that was there when it was asked for."""
@@ -127,6 +154,8 @@ class Subfeeds:
     def close(self, name: SubfeedName) -> None:
         """Forget the subfeed: it is deleted, or its key has come."""
         self.followed.pop(name, None)
+        self.forgotten.pop(name, None)
+        self._left.pop(name, None)
         subfeed = self._open.pop(name, None)
         if subfeed is not None:
             subfeed.tell_changed()
@@ -176,5 +205,17 @@ class Subfeeds:
         for name, subfeed in list(self._open.items()):
             if subfeed.is_unused and name not in self.followed:
                 del self._open[name]
+                if subfeed.replica.log.owned:
+                    self.forgotten[name] = -1 if _is_untold(subfeed) else subfeed.told
                 if len(self._open) < FEED_IDLE_MAX:
                     return
+
+
+def _is_untold(subfeed: Subfeed) -> bool:
+    log = subfeed.replica.log
+    return log.owned and log.size > subfeed.told
+
+
+def _is_news(subfeed: Subfeed) -> bool:
+    log = subfeed.replica.log
+    return _is_untold(subfeed) or (isinstance(log, LogFile) and log.has_grown())

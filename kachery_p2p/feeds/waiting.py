@@ -12,6 +12,7 @@ from kachery_p2p.errors import (
     FeedForkedError,
     FeedUnavailableError,
     LogError,
+    StoreError,
 )
 from kachery_p2p.feeds.following import Following
 from kachery_p2p.feeds.subfeed import Subfeed
@@ -85,7 +86,7 @@ class Waiting:
         try:
             entries = await self._following.fetching.single(subfeed, position, 1)
             await trio.to_thread.run_sync(mend, position, entries[0])
-        except LogError:
+        except (LogError, StoreError):
             self._following.look_for([subfeed.name])
             return False
         return True

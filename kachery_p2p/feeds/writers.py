@@ -4,12 +4,15 @@ The node appends, and so do the programs of its user, each by itself: this spare
 the node and back. Whoever writes holds the flock of the file `writers`, for some microseconds,
 and nobody waits for the disk with it. In the file lies what the next one needs:
 
-    "kpfw" ‖ u32 standing ‖ boot id 16 ‖ u64 size ‖ u64 end ‖ u64 synced ‖ u32 CRC-32    52 bytes
+    "kpfw" ‖ u32 standing ‖ boot id 16 ‖ u64 generation ‖ u64 size ‖ u64 end ‖ u64 synced
+    ‖ u32 CRC-32                                                                         60 bytes
 
 size and end say where the next record begins; a writer that was killed may have left one more
-behind. Everything before `synced` is on the disk; so is what any writer's own sync covered. None
-of it is ever synced, because it is about the running system: after a restart of the computer,
-or of another computer, it says nothing, and the node looks at the entries again (`opening`).
+behind. Everything before `synced` is on the disk; so is what any writer's own sync covered. The
+generation is another one each time the node opens the log: who knows of an earlier one may have
+slept while it was mended, and has to open it anew. None of this is ever synced, because it is about
+the running system: after a restart of the computer, or of another computer, it says nothing, and
+the node looks at the entries again (`opening`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import fcntl
 import functools
 import os
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from enum import IntEnum
@@ -31,12 +35,13 @@ from kachery_p2p.errors import FeedBusyError
 from kachery_p2p.limits import FEED_LOCK_PAUSE_S, FEED_LOCK_S_MAX
 from kachery_p2p.store.durable import write_all
 
-_FIELDS = struct.Struct(">4sI16sQQQ")
+_FIELDS = struct.Struct(">4sI16sQQQQ")
 _CRC = struct.Struct(">I")
 _BYTES = _FIELDS.size + _CRC.size
 _MAGIC = b"kpfw"
 _BOOT_BYTES = 16
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_ALL_ARE_TOLD = (4, 14)
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WAITS = frozenset((errno.EAGAIN, errno.EACCES))
 
@@ -64,11 +69,13 @@ class Shared(NamedTuple):
     end: int
     # Up to where everything is known to be on the disk.
     synced: int
+    # Which opening by the node this is of: `Writers.write` sees to it.
+    generation: int = 0
 
     def encode(self) -> bytes:
         """The bytes of the file."""
-        standing, size, end, synced = self
-        data = _FIELDS.pack(_MAGIC, standing, boot_id(), size, end, synced)
+        standing, size, end, synced, generation = self
+        data = _FIELDS.pack(_MAGIC, standing, boot_id(), generation, size, end, synced)
         return data + _CRC.pack(crc32(data))
 
     @classmethod
@@ -76,12 +83,12 @@ class Shared(NamedTuple):
         """What `data` says; None if that is nothing, or of another start of the computer."""
         if len(data) != _BYTES or data[:4] != _MAGIC:
             return None
-        _, standing, boot, size, end, synced = _FIELDS.unpack_from(data)
+        _, standing, boot, generation, size, end, synced = _FIELDS.unpack_from(data)
         if _CRC.unpack_from(data, _FIELDS.size)[0] != crc32(data[: _FIELDS.size]):
             return None
         if boot != boot_id() or not any(boot) or standing not in _STANDINGS:
             return None
-        return cls(Standing(standing), size, end, synced)
+        return cls(Standing(standing), size, end, synced, generation)
 
 
 _STANDINGS = frozenset(Standing)
@@ -101,11 +108,10 @@ class Writers:
     def __enter__(self) -> None:
         """FeedBusyError if others hold the lock for too long."""
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _WAITS:
-                raise
-            self._wait()
+            self.take()
+        except BaseException:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            raise
 
     def __exit__(
         self,
@@ -115,6 +121,15 @@ class Writers:
     ) -> None:
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
+    def take(self) -> None:
+        """Take the lock, which the caller lets go whatever is raised here. FeedBusyError."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _WAITS:
+                raise
+            self._wait()
+
     def read(self) -> Shared | None:
         """What it says; None if that is nothing. OSError."""
         data = os.pread(self._descriptor, _BYTES + 1, 0)
@@ -123,7 +138,13 @@ class Writers:
         return self._last[1]
 
     def write(self, shared: Shared) -> None:
-        """Say this from now on. OSError."""
+        """Say this from now on: of the same generation, unless the node opens the log. OSError."""
+        known = self._last[1]
+        if known is None or shared.standing is Standing.UNKNOWN:
+            # Not one more: who slept longest may know of any.
+            shared = shared._replace(generation=int.from_bytes(os.urandom(8), "big"))
+        elif shared.generation != known.generation:
+            shared = shared._replace(generation=known.generation)
         data = shared.encode()
         write_all(self._descriptor, data, 0)
         self._last = data, shared
@@ -176,9 +197,21 @@ def shut_for_good(path: str) -> Iterator[None]:
 
 @functools.cache
 def boot_id() -> bytes:
-    """What tells this run of the computer from the one before; zeros where nothing does."""
+    """What tells this run of the computer from the one before; zeros where nothing does.
+
+    Zeros also where only one descriptor of a file is told that the disk failed: on macOS, and on
+    Linux before 4.14. Programs that append beside each other rely on being told, so there the
+    node appends for all of them.
+    """
+    if sys.platform != "linux" or _linux_version() < _ALL_ARE_TOLD:
+        return bytes(_BOOT_BYTES)
     try:
         with open(_BOOT_ID, "rb") as file:
             return bytes.fromhex(file.read(64).decode("ascii").strip().replace("-", ""))
     except (OSError, ValueError):
         return bytes(_BOOT_BYTES)
+
+
+def _linux_version() -> tuple[int, ...]:
+    numbers = os.uname().release.replace("-", ".").split(".")
+    return tuple(int(number) for number in numbers[:2] if number.isdigit())

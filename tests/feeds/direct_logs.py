@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from kachery_p2p.errors import KacheryError
@@ -31,3 +35,17 @@ def refused(log: DirectLog) -> KacheryError | None:
     with pytest.raises(NotHere) as caught:
         log.append(messages(1))
     return caught.value.why
+
+
+def failing(name: str, code: int, about: str = "entries") -> Callable[..., Any]:
+    """A call of the system that fails with the file called so; a write fails half-way."""
+    really = getattr(os, name)
+
+    def call(fd: int, *args: Any) -> Any:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(about):
+            if name == "pwrite":
+                really(fd, bytes(args[0])[:7], args[1])
+            raise OSError(code, os.strerror(code))
+        return really(fd, *args)
+
+    return call

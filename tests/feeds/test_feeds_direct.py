@@ -17,16 +17,19 @@ from kachery_p2p.errors import (
     FeedEndedError,
     FeedForkedError,
     FeedRestoredError,
-    KacheryError,
     StorageFullError,
 )
+from kachery_p2p.feeds import replica as replica_module
 from kachery_p2p.feeds import writers as writers_module
-from kachery_p2p.feeds.direct import DirectLog, NotHere
+from kachery_p2p.feeds.direct import DirectLog, NotHere, OpenedAnew
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
+from kachery_p2p.feeds.replica import Replica
+from kachery_p2p.feeds.told import Told
 from kachery_p2p.feeds.writers import Standing
 from kachery_p2p.log.forks import ForkProof
 from kachery_p2p.log.heads import Head, sign_head
+from kachery_p2p.log.proofs import prove_consistency
 from kachery_p2p.log.rules import Writer
 from kachery_p2p.log.tree import Frontier, leaf_hash
 from tests.feeds.direct_logs import refused, said, take_in
@@ -73,7 +76,7 @@ def test_what_programs_append_is_taken_in_in_order(
     assert own.check() == ()
     reopened(own)
     assert all_of(own) == expected
-    assert one.append(messages(1, 15)) == 15
+    assert direct().append(messages(1, 15)) == 15
 
 
 def test_nothing_is_shown_or_signed_before_the_node_has_synced_it(
@@ -191,11 +194,48 @@ def test_a_file_that_was_put_in_the_place_of_the_entries_is_not_written(
     entries.rename(f"{entries}.moved")
     with pytest.raises(NotHere):
         direct()
-    with pytest.raises(KacheryError):
-        log.append(messages(1))
+    assert refused(log) is None
     entries.write_bytes(b"")
     assert refused(log) is None
     assert Path(f"{entries}.moved").read_bytes().count(b"kpfr") == 1
+
+
+def test_a_log_whose_directory_was_moved_away_is_for_the_node(
+    own: LogFile, direct: Callable[[], DirectLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kachery_p2p.feeds.direct.FEED_PLACE_S", 0.0)
+    log = direct()
+    log.append(messages(1))
+    Path(own.path).rename(f"{own.path}.moved")
+    for _ in range(2):
+        assert refused(log) is None
+    Path(f"{own.path}.moved").rename(own.path)
+
+
+def test_what_the_node_has_opened_anew_is_opened_anew_here_too(
+    own: LogFile, direct: Callable[[], DirectLog]
+) -> None:
+    log = direct()
+    log.append(messages(1))
+    before = said(own).generation
+    reopened(own)
+    assert said(own).generation != before
+    for _ in range(2):
+        with pytest.raises(OpenedAnew):
+            log.append(messages(1, 1))
+    assert direct().append(messages(1, 1)) == 1
+
+
+@pytest.mark.parametrize(("system", "told"), [("linux", True), ("darwin", False)])
+def test_where_not_everybody_is_told_that_the_disk_failed_only_the_node_appends(
+    own: LogFile, monkeypatch: pytest.MonkeyPatch, system: str, told: bool
+) -> None:
+    read = writers_module.boot_id.__wrapped__
+    monkeypatch.setattr(writers_module, "_linux_version", lambda: (4, 18))
+    monkeypatch.setattr("sys.platform", system)
+    assert any(read()) is told
+    monkeypatch.setattr(writers_module, "_linux_version", lambda: (3, 10))
+    assert not any(read())
 
 
 def test_a_restored_log_is_not_appended_to_before_somebody_has_made_sure(
@@ -262,12 +302,18 @@ def test_a_head_from_elsewhere_is_compared_anew_if_programs_have_appended_meanwh
     own: LogFile, direct: Callable[[], DirectLog]
 ) -> None:
     own.append(messages(2), 1)
-    longer = Frontier().extended(map(leaf_hash, messages(5))).frontier
+    longer, stored = Frontier().extended(map(leaf_hash, messages(5)))
+    told = Told(sign_head(Head(LOG, 5, longer.root, 7), KEY), base=2)
+    told = told._replace(path=prove_consistency(2, 5, stored.__getitem__))
+    replica = Replica(own)
+    assert replica.best is not None
     direct().append(messages(1, 2))
-    own.keep([], own.frontier(), [], sign_head(Head(LOG, 5, longer.root, 7), KEY))
+    # Nothing of it was kept, so nobody is told that it was.
+    assert replica.hear(told).standing is replica_module.Standing.UNKNOWN
     assert own.signed is not None
-    assert own.signed.size == 2
-    assert take_in(own) == messages(1, 2)
+    assert (own.size, own.signed.size) == (3, 3)
+    assert all_of(own) == messages(3)
+    assert said(own).standing is Standing.OPEN
     assert own.append(messages(1, 3), 1) == 3
 
 

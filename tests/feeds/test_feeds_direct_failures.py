@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -20,9 +20,9 @@ from kachery_p2p.errors import (
 from kachery_p2p.feeds import writers as writers_module
 from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.log_file import LogFile
-from kachery_p2p.feeds.records import Header, encode_record
+from kachery_p2p.feeds.records import encode_record
 from kachery_p2p.feeds.writers import Standing
-from tests.feeds.direct_logs import refused, said, take_in
+from tests.feeds.direct_logs import failing, refused, said, take_in
 from tests.feeds.feed_logs import all_of, crashed, path_of, reopened
 from tests.feeds.feed_parts import messages
 
@@ -75,7 +75,7 @@ def test_a_record_that_was_begun_and_never_finished_is_cut_off(
         assert own.append(messages(1, 1), 1) == 1
     else:
         reopened(own)
-        assert log.append(messages(1, 1)) == 1
+        assert direct().append(messages(1, 1)) == 1
     take_in(own)
     assert all_of(own) == messages(2)
     assert path_of(own, "entries").read_bytes().count(b"m99") == 0
@@ -113,20 +113,38 @@ def test_a_program_that_is_stopped_with_the_lock_is_not_waited_for_for_ever(
     assert own.append(messages(1, 2), 1) == 2
 
 
+def test_ctrl_c_at_any_moment_leaves_the_lock_to_others(
+    own: LogFile, direct: Callable[[], DirectLog]
+) -> None:
+    other, moments = direct(), 0
+    with path_of(own, "writers").open("rb") as looking:
+        for number in range(1, 500):
+            log, left = direct(), number
+
+            # Python handles signals when a function begins, and when a built-in one is done.
+            def interrupt(frame: object, event: str, about: object) -> None:
+                nonlocal left
+                if event in ("call", "c_return"):
+                    left -= 1
+                    if left == 0:
+                        raise KeyboardInterrupt
+
+            sys.setprofile(interrupt)
+            try:
+                log.append(messages(1, 0, "some"))
+                break
+            except KeyboardInterrupt:
+                moments += 1
+            finally:
+                sys.setprofile(None)
+            fcntl.flock(looking, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(looking, fcntl.LOCK_UN)
+            other.append(messages(1, 0, "other"))
+    assert moments > 30
+    assert take_in(own).count(messages(1, 0, "other")[0]) == moments
+
+
 # --- failures of the disk -------------------------------------------------------------------------
-
-
-def failing(name: str, code: int, about: str = "entries") -> Callable[..., Any]:
-    really = getattr(os, name)
-
-    def call(fd: int, *args: Any) -> Any:
-        if os.readlink(f"/proc/self/fd/{fd}").endswith(about):
-            if name == "pwrite":
-                really(fd, bytes(args[0])[:7], args[1])
-            raise OSError(code, os.strerror(code))
-        return really(fd, *args)
-
-    return call
 
 
 def test_after_a_failed_sync_nobody_appends_until_the_node_has_opened_the_log_anew(
@@ -165,6 +183,30 @@ def test_when_the_sync_of_the_node_fails_programs_stop_too(
     assert own.absorb() == (0, [])
     reopened(own)
     assert all_of(own) == messages(2)
+
+
+def test_who_slept_while_a_failure_was_mended_does_not_stop_the_log_once_more(
+    own: LogFile, direct: Callable[[], DirectLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeping, other = direct(), direct()
+    other.append(messages(1))
+
+    def fail_late(fd: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", failing("fdatasync", errno.EIO))
+        with pytest.raises(FeedStoppedError):
+            other.append(messages(1, 2))
+        assert said(own).standing is Standing.STOPPED
+        monkeypatch.undo()
+        reopened(own)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail_late)
+    with pytest.raises(FeedStoppedError):
+        sleeping.append(messages(1, 1))
+    assert said(own).standing is Standing.OPEN
+    assert all_of(own) == messages(3)
+    assert refused(sleeping) is None
+    assert direct().append(messages(1, 3)) == 3
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -207,50 +249,6 @@ def test_where_the_next_record_goes_is_found_out_if_it_could_not_be_said(
             assert log.append(messages(1, number)) == number
     assert direct().append(messages(1, 3)) == 3
     assert take_in(own) == messages(4)
-
-
-def test_a_newcomer_writes_once_more_what_nobody_vouches_for(
-    own: LogFile, direct: Callable[[], DirectLog], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = direct()
-    log.append(messages(1))
-    log.append(messages(1, 1))
-    # The sync of the second may have failed before a newcomer opened the file.
-    synced, entries = said(own).synced, path_of(own, "entries").read_bytes()
-    assert 0 < synced < len(entries)
-    written: list[tuple[int, bytes]] = []
-    really = os.pwrite
-
-    def noted(fd: int, data: Any, offset: int) -> int:
-        if os.readlink(f"/proc/self/fd/{fd}").endswith("entries"):
-            written.append((offset, bytes(data)))
-        return really(fd, data, offset)
-
-    newcomer = direct()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", noted)
-        newcomer.append(messages(1, 2))
-        newcomer.append(messages(1, 3))
-    assert written[0] == (synced, entries[synced:])
-    assert [offset for offset, _ in written[1:]] == [len(entries), written[2][0]]
-    assert take_in(own) == messages(4)
-
-
-def test_a_record_says_what_was_not_known_to_be_on_the_disk(
-    own: LogFile, direct: Callable[[], DirectLog], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = direct(), direct()
-    one.append(messages(1))
-    one.append(messages(1, 1))
-    other.append(messages(1, 2))
-    other.append(messages(1, 3))
-    data = path_of(own, "entries").read_bytes()
-    doubtful, at = [], 0
-    while header := Header.decode(data[at : at + 32]):
-        doubtful.append(header.doubtful)
-        at += 32 + header.body_bytes
-    # The third was written before anybody else could know of the sync of the second.
-    assert doubtful == [0, 0, len(encode_record(1, messages(1, 1), None)), 0]
 
 
 # --- a crash with several writers -----------------------------------------------------------------

@@ -19,8 +19,9 @@ from kachery_p2p.errors import KacheryError
 from kachery_p2p.feeds.direct import DirectLog, NotHere
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
-from tests.feeds.direct_logs import take_in
-from tests.feeds.feed_logs import all_of
+from kachery_p2p.feeds.writers import Standing
+from tests.feeds.direct_logs import said, take_in
+from tests.feeds.feed_logs import all_of, reopened
 from tests.feeds.feed_parts import KEY, LOG, messages
 
 KILLED = """
@@ -133,7 +134,7 @@ for number in range(4):
         "flock:signal=KILL:when=2",
         "pwrite64:error=EINTR:when=2+3",
         "pwrite64:error=ENOSPC:when=3+",
-        "pwrite64:error=EIO:when=3",
+        "pwrite64:error=EIO:when=4",
         "fdatasync:error=EIO:when=2",
     ],
 )
@@ -159,18 +160,14 @@ def test_a_system_call_that_fails_or_kills_loses_nothing(own: LogFile, injection
     else:
         assert set(told[len(positions) :]) <= {"FeedStoppedError", "StorageFullError"}
         assert len(positions) < 4
+    if said(own).standing is Standing.STOPPED:
+        # What was acknowledged is there when the disk has been seen to.
+        reopened(own)
     take_in(own)
     assert own.size >= 2 * len(positions)
     assert all_of(own) == messages(own.size)
     assert own.size in (2 * len(positions), 2 * len(positions) + 2)
-    # Whatever happened, the next one goes on, or says that the disk failed until it is opened anew.
-    try:
-        assert DirectLog(own.path).append(messages(1, own.size)) == own.size
-    except NotHere:
-        assert "EIO" in injection
-        own.close()
-        own.open()
-        assert DirectLog(own.path).append(messages(1, own.size)) == own.size
+    assert DirectLog(own.path).append(messages(1, own.size)) == own.size
 
 
 # --- many processes -------------------------------------------------------------------------------
@@ -196,6 +193,7 @@ NODE = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 from kachery_p2p.feeds.log_files import LogFiles
+from kachery_p2p.feeds.writers import Standing
 from tests.feeds.feed_parts import KEY, LOG, messages
 own = LogFiles(sys.argv[1]).own(LOG, KEY)
 print("open", flush=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import threading
 
 import pytest
 import trio
 
 from kachery_p2p.content.hashes import FeedId
-from kachery_p2p.errors import FeedEndedError
+from kachery_p2p.errors import FeedEndedError, StorageFullError
 from kachery_p2p.feeds.direct import DirectLog, NotHere
+from kachery_p2p.feeds.log_file import LogFile
+from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.feeds.messages import message_entries
+from kachery_p2p.feeds.opened import Withdrawn
 from kachery_p2p.feeds.poke import decode_poke, encode_poke
 from kachery_p2p.feeds.told import SubfeedName
 from tests.feeds.feed_nodes import MAIN, FeedLab, Node
@@ -82,6 +87,113 @@ async def test_an_end_comes_after_all_that_programs_have_appended(lab: FeedLab) 
     assert await bob.read_all(feed, 2) == ['"0"', '"1"']
     with pytest.raises(FeedEndedError):
         await bob.read(feed, 2)
+
+
+async def filled_by_another(node: Node, feed: FeedId, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the node forget the feed, which nobody uses, for another."""
+    monkeypatch.setattr("kachery_p2p.feeds.subfeeds.FEED_IDLE_MAX", 1)
+    subfeeds = node.feeds._subfeeds
+    for session in list((await node.subfeed(feed)).sources):
+        (await node.subfeed(feed)).drop_source(session)
+    await node.new_feed('"other"')
+    assert subfeeds.open_now(SubfeedName(feed, MAIN)) is None
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_who_follows_a_feed_that_was_forgotten_hears_of_it_all_the_same(
+    lab: FeedLab, opened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    feed = await alice.new_feed('"0"')
+    assert await bob.read_all(feed, 1) == ['"0"']
+    await filled_by_another(alice, feed, monkeypatch)
+    alice.feeds._files.close()
+    append(program_of(alice, feed), '"1"')
+    if opened:  # by who asks for something else
+        await alice.subfeed(feed)
+    assert await bob.read(feed, 1, wait_s=60) == ['"1"']
+
+
+async def test_what_came_in_with_an_append_that_failed_is_told(
+    lab: FeedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    feed = await alice.new_feed('"0"')
+    assert await bob.read_all(feed, 1) == ['"0"']
+    append(program_of(alice, feed), '"1"')
+
+    def full(*args: object) -> None:
+        raise Withdrawn(OSError(errno.ENOSPC, "full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kachery_p2p.feeds.shared_log.write_record", full)
+        log = (await alice.feeds._subfeeds.open(SubfeedName(feed, MAIN))).replica.log
+        append(program_of(alice, feed), '"2"')
+        assert isinstance(log, LogFile)
+        with pytest.raises(StorageFullError):
+            log.append(message_entries(['"3"'], 1), 1)
+    assert not log.has_grown()
+    assert await bob.read(feed, 2, wait_s=60) == ['"2"']
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "failed"), ValueError("a fault of ours")])
+async def test_whatever_goes_wrong_with_one_feed_others_are_looked_after(
+    lab: FeedLab, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    bad, good = await alice.new_feed('"0"'), await alice.new_feed('"0"')
+    assert await bob.read_all(bad, 1) == await bob.read_all(good, 1) == ['"0"']
+    really = LogFile.absorb
+
+    def absorb(log: LogFile) -> tuple[int, list[bytes]]:
+        if log.log == SubfeedName(bad, MAIN).log:
+            raise error
+        return really(log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogFile, "absorb", absorb)
+        append(program_of(alice, bad), '"1"')
+        poke(alice, bad)
+        append(program_of(alice, good), '"1"')
+        poke(alice, good)
+        assert await bob.read(good, 1, wait_s=60) == ['"1"']
+    poke(alice, bad)
+    assert await bob.read(bad, 1, wait_s=60) == ['"1"']
+
+
+async def test_feeds_that_there_is_no_room_to_look_after_wait_for_their_turn(
+    lab: FeedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kachery_p2p.feeds.growth.FEED_LOOKED_AFTER_MAX", 1)
+    monkeypatch.setattr("kachery_p2p.feeds.growth.FEED_NOTICED_S", 1e6)
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    feeds = [await alice.new_feed('"0"') for _ in range(4)]
+    for feed in feeds:
+        assert await bob.read_all(feed, 1) == ['"0"']
+        append(program_of(alice, feed), '"1"')
+    for feed in feeds:
+        poke(alice, feed)
+    for feed in feeds:
+        assert await bob.read(feed, 1, wait_s=60) == ['"1"']
+    assert not alice.feeds._growth._waiting
+
+
+async def test_files_are_closed_in_a_thread_when_the_node_stops(
+    lab: FeedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await lab.node("alice")
+    await alice.new_feed('"0"')
+    closed: list[threading.Thread] = []
+    really = LogFiles.close
+
+    def close(files: LogFiles) -> None:
+        closed.append(threading.current_thread())
+        really(files)
+
+    monkeypatch.setattr(LogFiles, "close", close)
+    await lab.stopped(alice)
+    assert len(closed) == 1
+    assert closed[0] is not threading.main_thread()
 
 
 async def test_words_about_other_feeds_make_nothing(lab: FeedLab) -> None:
