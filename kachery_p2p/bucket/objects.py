@@ -7,6 +7,7 @@ retries are set here and nowhere else; every error is one of ours (`faults`).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -22,6 +23,8 @@ from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.errors import BucketError, BucketSupportMissingError
 from kachery_p2p.limits import (
     BUCKET_CONNECT_S_MAX,
+    BUCKET_FAST_BYTES_PER_S,
+    BUCKET_FAST_PIECE_BYTES,
     BUCKET_LIST_KEYS,
     BUCKET_PART_BYTES,
     BUCKET_PARTS_AT_ONCE,
@@ -31,6 +34,7 @@ from kachery_p2p.limits import (
     BUCKET_RETRY_S_MAX,
     BUCKET_WRITE_RETRIES_MAX,
     BUCKET_WRITE_S_MAX,
+    CHUNK_BYTES,
     STALL_BYTES_MIN,
     STALL_S_MAX,
 )
@@ -64,6 +68,7 @@ class Objects:
         self.credentials = credentials
         self.name = _shown(url)
         self.node = url.node
+        self._piece_bytes = STALL_BYTES_MIN
         with explaining(self.name):
             self._reader = _open(url, credentials, BUCKET_READ_S_MAX, BUCKET_READ_RETRIES_MAX)
             self._writer = _open(url, credentials, BUCKET_WRITE_S_MAX, BUCKET_WRITE_RETRIES_MAX)
@@ -122,8 +127,18 @@ class Objects:
             found = self._reader.get(self._path(key), options={"range": (start, end)})
             if tuple(found.range) != (start, end):
                 raise wrong_answer(self.name, f"has not all of {key}")
-            pieces = (bytes(piece) for piece in found.stream(min_chunk_size=STALL_BYTES_MIN))
-            yield from exactly(pieces, end - start, self.name)
+            pieces = found.stream(min_chunk_size=self._piece_bytes)
+            yield from self._timed(exactly(pieces, end - start, self.name), end - start)
+
+    def _timed(self, pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
+        """The same; what comes fast comes in larger pieces the next time, each of which costs."""
+        began, is_fast = time.monotonic(), False
+        try:
+            yield from pieces
+            seconds = time.monotonic() - began
+            is_fast = length >= CHUNK_BYTES and length >= BUCKET_FAST_BYTES_PER_S * seconds
+        finally:
+            self._piece_bytes = BUCKET_FAST_PIECE_BYTES if is_fast else STALL_BYTES_MIN
 
     def read_whole(self, key: str, bytes_max: int) -> bytes:
         """All of a small object. Raises AbsentError, and BucketAnswerError if it is larger."""
@@ -136,7 +151,7 @@ class Objects:
             size = found.meta["size"]
             if size > bytes_max:
                 raise wrong_answer(self.name, f"has a {key} of {size} bytes")
-            pieces = (bytes(piece) for piece in found.stream(min_chunk_size=STALL_BYTES_MIN))
+            pieces = found.stream(min_chunk_size=STALL_BYTES_MIN)
             return b"".join(exactly(pieces, size, self.name)), found.meta["e_tag"] or ""
 
     def list(self, below: str = "") -> Iterator[Listed]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import trio
@@ -28,14 +29,15 @@ from kachery_p2p.errors import (
     PeerTimeoutError,
 )
 from kachery_p2p.limits import (
+    ASSEMBLY_CHUNKS_MAX,
+    BUCKET_RANGE_CHUNKS,
     BUCKET_READS_MAX,
     CHUNK_BYTES,
-    RANGE_CHUNKS_MAX,
     REQUEST_S_MAX,
     STALL_S_MAX,
 )
 from kachery_p2p.network.session import one_error
-from kachery_p2p.transfer.assembly import Copy
+from kachery_p2p.transfer.assembly import Piece
 from kachery_p2p.transfer.buckets import Buckets, Kept
 from kachery_p2p.transfer.ranged import Ranged, Sink
 from kachery_p2p.transfer.sources import Deliver
@@ -111,19 +113,21 @@ class _Reads:
 
     # No fault of a bucket ends it for good: the next range is another request.
     error: PeerError | None = None
-    range_chunks = RANGE_CHUNKS_MAX
+    range_chunks = BUCKET_RANGE_CHUNKS
     pipelined = BUCKET_READS_MAX
 
     def __init__(self, place: Readable, size: int, buckets: Buckets) -> None:
         self._place = place
         self._size = size
         self._buckets = buckets
+        # Chunks on their way to the hash, and those that are being filled.
+        self._buffers: deque[bytearray] = deque(maxlen=BUCKET_READS_MAX + ASSEMBLY_CHUNKS_MAX)
 
     async def fetch(self, wanted: BulkRange, sink: Sink, *, urgent: bool = False) -> None:
         """As `BulkConnection.fetch`; a thread each."""
         content = ContentHash.of_raw(wanted.content)
         chunks = range(wanted.first, wanted.end)
-        reading = _Reading(self._place, content, self._size, chunks, sink)
+        reading = _Reading(self._place, content, self._size, chunks, sink, self._buffers)
         try:
             with one_error():
                 async with trio.open_nursery() as nursery:
@@ -139,13 +143,38 @@ class _Reads:
         self._buckets.worked(self._place)
 
 
+class _Chunk:
+    """A chunk in a buffer that is used again: a new one costs more than to fill it."""
+
+    def __init__(self, number: int, length: int, buffers: deque[bytearray]) -> None:
+        self.number = number
+        self._buffers = buffers
+        try:
+            self._buffer: bytearray | None = buffers.pop()
+        except IndexError:
+            self._buffer = bytearray(CHUNK_BYTES)
+        self.data = memoryview(self._buffer)[:length]
+
+    def release(self) -> None:
+        if self._buffer is not None:
+            self._buffers.append(self._buffer)
+            self._buffer = None
+
+
 class _Reading:
     """One range on its way, in a thread."""
 
     def __init__(
-        self, place: Readable, content: ContentHash, size: int, chunks: range, sink: Sink
+        self,
+        place: Readable,
+        content: ContentHash,
+        size: int,
+        chunks: range,
+        sink: Sink,
+        buffers: deque[bytearray],
     ) -> None:
         self._chunks = chunks
+        self._buffers = buffers
         self._place = place
         self._content = content
         self._size = size
@@ -163,13 +192,13 @@ class _Reading:
         """In a thread: hand every chunk to the sink. Raises BucketErrors, and what that raises."""
         try:
             self._moved_at = time.monotonic()
-            for number, data in zip(self._chunks, self._read_chunks(), strict=True):
-                if not self._hand_on(Copy(number, data)):
+            for chunk in self._read_chunks():
+                if not self._hand_on(chunk):
                     return
         finally:
             self._moved_at = None
 
-    def _hand_on(self, chunk: Copy) -> bool:
+    def _hand_on(self, chunk: Piece) -> bool:
         """False if nobody wants it any more."""
         if not self._enter_sink():
             return False
@@ -209,22 +238,27 @@ class _Reading:
             if moved_at is not None and time.monotonic() - moved_at > 2 * STALL_S_MAX:
                 raise PeerTimeoutError(f"sent nearly nothing for {2 * STALL_S_MAX:g} s")
 
-    def _read_chunks(self) -> Iterator[memoryview]:
+    def _read_chunks(self) -> Iterator[_Chunk]:
         """Each piece is copied once, to its place in a chunk."""
         start = self._chunks.start * CHUNK_BYTES
         end = min(self._chunks.stop * CHUNK_BYTES, self._size)
-        lengths = iter([chunk_length(self._size, number) for number in self._chunks])
-        chunk, at = memoryview(bytearray(next(lengths))), 0
-        if not len(chunk):
+        numbers = iter(self._chunks)
+        chunk, at = self._new_chunk(next(numbers)), 0
+        if not len(chunk.data):
             yield chunk
             return
         for piece in self._place.read(self._content, start, end):
             self._moved_at = time.monotonic()
             rest = memoryview(piece)
             while len(rest):
-                count = min(len(rest), len(chunk) - at)
-                chunk[at : at + count], rest = rest[:count], rest[count:]
+                count = min(len(rest), len(chunk.data) - at)
+                chunk.data[at : at + count], rest = rest[:count], rest[count:]
                 at += count
-                if at == len(chunk):
+                if at == len(chunk.data):
                     yield chunk
-                    chunk, at = memoryview(bytearray(next(lengths, 0))), 0
+                    if (number := next(numbers, None)) is None:
+                        break
+                    chunk, at = self._new_chunk(number), 0
+
+    def _new_chunk(self, number: int) -> _Chunk:
+        return _Chunk(number, chunk_length(self._size, number), self._buffers)
