@@ -623,6 +623,10 @@ class DaemonTimeoutError(DaemonError):
     exit_code = EXIT_TIMEOUT
 
 
+class DaemonBusyError(DaemonTimeoutError):
+    """The daemon did not even take the connection: nothing was asked of it."""
+
+
 class DaemonRunningError(DaemonError):
     """A daemon is already running on this configuration directory."""
 

@@ -917,8 +917,11 @@ FEED_READ_BYTES_MAX = 8 << 20
 # Hashes and offsets are synced after as much: what is looked through at opening takes 0.5 s.
 FEED_CHECKPOINT_ENTRIES = 1 << 16
 FEED_CHECKPOINT_BYTES = 64 << 20
-# Subfeeds whose files (three, of an own one four) are open at once; threads that append.
-FEED_FILES_OPEN_MAX = 64
+# Subfeeds whose files (three, of an own one four) are open at once: all that are looked after,
+# because closing one that is used takes syncs; where the daemon may have few descriptors, a quarter
+# of them. Threads that append.
+FEED_FILES_OPEN_MAX = 256
+FEED_DESCRIPTORS_PART = 4
 FEED_THREADS_MAX = 16
 # A thread that appends waits this long for more before it goes: starting one takes 0.15 ms.
 FEED_THREAD_LINGER_S = 0.05
@@ -937,6 +940,11 @@ FEED_REWRITTEN_BYTES = 4 << 20
 FEED_PLACE_S = 0.01
 # What of others' appending the node takes in at once: 20 ms of work.
 FEED_TAKEN_BYTES = 1 << 20
+# And so much, while those wait who append faster than the node takes it in, and the node is to
+# append as well: 80 ms.
+FEED_TAKEN_ALONE_BYTES = 4 << 20
+# Who asks for a subfeed that grows waits so long for what programs have appended; more comes later.
+FEED_TAKEN_S_MAX = 0.2
 # After programs have appended the node looks again this soon, so they need not say so each time;
 # and this soon if nobody waits for the messages.
 FEED_LOOK_AGAIN_S = 0.002

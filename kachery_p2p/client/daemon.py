@@ -22,6 +22,7 @@ from kachery_p2p.client import settings
 from kachery_p2p.errors import (
     ConfigError,
     DaemonAuthError,
+    DaemonBusyError,
     DaemonDownError,
     DaemonLeftError,
     DaemonProtocolError,
@@ -243,7 +244,10 @@ def short_path(config_dir: str, name: str) -> Iterator[str]:
 
 
 def _connect(connection: socket.socket, path: str, deadline: float | None) -> None:
-    """Connect; when hundreds of clients queue, wait for the daemon to accept us."""
+    """Connect; when hundreds of clients queue, wait for the daemon to accept us.
+
+    DaemonBusyError if it does not, OSError.
+    """
     patience = time.monotonic() + CALL_S_MAX
     while True:
         try:
@@ -252,7 +256,9 @@ def _connect(connection: socket.socket, path: str, deadline: float | None) -> No
             return
         except BlockingIOError:
             if time.monotonic() > min(patience, deadline or patience):
-                raise DaemonTimeoutError("the daemon does not accept connections") from None
+                raise DaemonBusyError(
+                    "the daemon takes no connections", hint="try it again; or restart the daemon"
+                ) from None
             time.sleep(0.01)
 
 

@@ -8,6 +8,7 @@ again. Who reaches the daemon over HTTP, or another user's daemon, always asks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -21,7 +22,9 @@ from kachery_p2p.client.daemon import short_path
 from kachery_p2p.content.hashes import ContentHash, FeedId
 from kachery_p2p.errors import (
     ConfigError,
+    DaemonBusyError,
     DaemonDownError,
+    DaemonError,
     DaemonLeftError,
     DaemonTimeoutError,
 )
@@ -64,13 +67,9 @@ class _Appended:
             log = self._log = DirectLog(self._path)
             return log.append(entries)
 
-    def close(self) -> None:
-        """In a forked process: its files are those of its parent."""
-        if self._log is not None:
-            self._log.close()
 
-
-_lock = threading.Lock()
+# A signal handler may append, whatever it interrupts here.
+_lock = threading.RLock()
 # Those used last at the end.
 _known: OrderedDict[_Which, _Appended] = OrderedDict()
 
@@ -98,6 +97,8 @@ def append(
             return first
     try:
         first = ask(texts)
+    except DaemonBusyError as busy:
+        return _without_daemon(which, texts, busy)
     except (DaemonLeftError, DaemonTimeoutError) as error:
         error.hint = "look whether they are the feed's last messages before you append them again"
         raise
@@ -107,7 +108,7 @@ def append(
     return first
 
 
-def _without_daemon(which: _Which, texts: Sequence[bytes], down: DaemonDownError) -> int:
+def _without_daemon(which: _Which, texts: Sequence[bytes], down: DaemonError) -> int:
     """Append where a daemon has let us, since this computer was started."""
     appended = _Appended(which)
     try:
@@ -120,8 +121,8 @@ def _without_daemon(which: _Which, texts: Sequence[bytes], down: DaemonDownError
 
 def _remember(which: _Which, appended: _Appended) -> None:
     with _lock:
+        _known.pop(which, None)
         _known[which] = appended
-        _known.move_to_end(which)
         while len(_known) > FEED_APPENDED_OPEN_MAX:
             # Its files are closed when nobody uses them any more.
             _known.popitem(last=False)
@@ -133,12 +134,14 @@ def _forget(which: _Which) -> None:
 
 
 def _forget_all() -> None:
-    """In a forked process, which would share the locks of its parent."""
-    global _lock
-    _lock = threading.Lock()
-    for appended in _known.values():
-        appended.close()
+    """In a forked process: what is open is its parent's, and closed by `direct`."""
+    global _lock, _line
+    _lock = threading.RLock()
     _known.clear()
+    # Now, before the program closes all descriptors, as who becomes a daemon does.
+    line, _line = _line, None
+    if line is not None:
+        line.close()
 
 
 os.register_at_fork(after_in_child=_forget_all)
@@ -148,58 +151,68 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 class _Line:
-    """The socket on which this process tells a daemon. Of one thread at a time."""
+    """A socket on which this process tells the daemon of a configuration. Safe in any thread."""
 
-    def __init__(self) -> None:
-        self._config_dir = ""
-        self._socket: socket.socket | None = None
-        self._rest_until = 0.0
+    _socket: socket.socket | None = None
+    _is_heard = False
+
+    def __init__(self, config_dir: str, now: float) -> None:
+        """Connected at once, or not at all."""
+        self._config_dir, self._rest_until = config_dir, now + FEED_POKE_REST_S
+        try:
+            # The first step that fails if the program has no descriptor left.
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+            with short_path(config_dir, SOCKET_NAME) as path:
+                self._socket.connect(path)
+            self._is_heard = True
+        except (OSError, ConfigError):
+            self.close()
 
     def __del__(self) -> None:
-        self._close()
+        self.close()
 
-    def send(self, config_dir: str, datagram: bytes, now: float) -> bool:
-        """True if the daemon of the configuration hears it, and False at once if not."""
-        if config_dir != self._config_dir or (self._socket is None and now >= self._rest_until):
-            self._connect(config_dir, now)
-        if self._socket is None:
+    def serves(self, config_dir: str, now: float) -> bool:
+        """False if it is time to connect anew."""
+        return config_dir == self._config_dir and (self._is_heard or now < self._rest_until)
+
+    def send(self, datagram: bytes) -> bool:
+        """True if the daemon hears it, and False at once if not."""
+        if self._socket is None or not self._is_heard:
             return False
         try:
             self._socket.send(datagram)
         except BlockingIOError:
             return False  # it has enough to hear
         except OSError:
-            self._close()
+            # Not closed while another thread may be at it: its number would be another file's.
+            self._is_heard = False
             return False
         return True
 
-    def _connect(self, config_dir: str, now: float) -> None:
-        self._close()
-        self._config_dir, self._rest_until = config_dir, now + FEED_POKE_REST_S
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        connecting.setblocking(False)
-        try:
-            with short_path(config_dir, SOCKET_NAME) as path:
-                connecting.connect(path)
-        except (OSError, ConfigError):
-            connecting.close()
-        else:
-            self._socket = connecting
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+    def close(self) -> None:
+        """Close the socket: nobody else has it."""
+        connected, self._socket = self._socket, None
+        if connected is not None:
+            with contextlib.suppress(OSError):
+                connected.close()
 
 
-_line = _Line()
+# Replaced as a whole, so that neither threads nor a signal handler find it half-made.
+_line: _Line | None = None
 
 
 def _tell(config_dir: str, appended: _Appended) -> None:
-    """Tell the daemon, if there is one, and if it does not look by itself in a moment."""
+    """Tell the daemon, if there is one, and if it does not look by itself in a moment.
+
+    The message is on the disk: nothing that fails here may look as if it were not.
+    """
+    global _line
     now = time.monotonic()
     if now - appended.poked_at < FEED_LOOK_AGAIN_S:
         return
-    with _lock:
-        if _line.send(config_dir, appended.poke, now):
-            appended.poked_at = now
+    line = _line
+    if line is None or not line.serves(config_dir, now):
+        line = _line = _Line(config_dir, now)
+    if line.send(appended.poke):
+        appended.poked_at = now

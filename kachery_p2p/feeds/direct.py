@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+from weakref import WeakSet
 
 from kachery_p2p.errors import FeedBusyError, KacheryError
 from kachery_p2p.feeds import refusals
@@ -26,14 +27,14 @@ from kachery_p2p.feeds.disk import (
     length_of,
     open_directory,
     open_file,
-    place_of,
-    read_small,
+    read_at,
     rewrite,
     sync_data,
 )
-from kachery_p2p.feeds.records import encode_record
+from kachery_p2p.feeds.home import is_at_home
+from kachery_p2p.feeds.records import HEADER_BYTES, Header, encode_record
 from kachery_p2p.feeds.tail import is_cut_short, whole_records
-from kachery_p2p.feeds.writers import Shared, Standing, Writers
+from kachery_p2p.feeds.writers import Shared, Standing, Writers, busy, lock_deadline
 from kachery_p2p.limits import (
     FEED_IN_FLIGHT_BYTES_MAX,
     FEED_PLACE_S,
@@ -64,51 +65,62 @@ class OpenedAnew(NotHere):
 class DirectLog:
     """The own subfeed in the directory `path`. Safe in any thread, but not in a forked process."""
 
+    # Of its files `entries` and `writers`.
+    _entries = _lock = -1
+
     def __init__(self, path: str) -> None:
         """Open its files. NotHere if they are not there, or not as the node left them."""
         self._directory, self._path = path, f"{path}/entries"
-        self._using = threading.Lock()
-        self._syncing = threading.Lock()
+        # A signal handler may append: its thread has the locks then, of what it interrupts.
+        self._using = threading.RLock()
+        self._is_inside = False
+        self._syncing = threading.RLock()
         # Up to where everything was written that it knows of, and up to where it is on the disk.
         self._written = self._synced = 0
         # Nothing was written yet through this descriptor: it was not told of failed syncs before.
         self._is_new = True
         self._is_stopped = False
-        self._is_open = False
-        with contextlib.ExitStack() as undo:
-            try:
-                directory = open_directory(path)
-                undo.callback(os.close, directory)
-                self._lock = open_file(directory, f"{path}/writers", make=False)
-                undo.callback(os.close, self._lock)
-                self._writers = Writers(self._lock)
-                # First: what happens to the entries before they are open, nobody says to us.
-                shared = self._writers.read()
-                self._entries = open_file(directory, self._path, make=False)
-                undo.callback(os.close, self._entries)
-                is_at_home = read_small(f"{path}/place") == place_of(self._entries)
-            except (OSError, KacheryError):
+        self._looked_at = -math.inf
+        _opened.add(self)
+        try:
+            self._open(path)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, KacheryError) or (isinstance(error, OSError) and _is_real(error)):
                 raise NotHere from None
-            if not is_at_home:
-                raise NotHere(refusals.restored())
-            self._looked_at = -math.inf
-            self._inode = os.fstat(self._entries).st_ino
-            self._generation = None if shared is None else shared.generation
-            self._is_open = True
-            undo.pop_all()
-        os.close(directory)
+            raise
+
+    def _open(self, path: str) -> None:
+        """Open the files. NotHere, OSError, KacheryError."""
+        directory = open_directory(path)
+        try:
+            self._lock = open_file(directory, f"{path}/writers", make=False)
+            self._writers = Writers(self._lock)
+            # First: what happens to the entries before they are open, nobody says to us.
+            shared = self._writers.read()
+            self._entries = open_file(directory, self._path, make=False)
+        finally:
+            os.close(directory)
+        if not is_at_home(path, self._entries):
+            raise NotHere(refusals.restored())
+        self._inodes = os.fstat(self._entries).st_ino, os.fstat(self._lock).st_ino
+        self._generation = None if shared is None else shared.generation
 
     def __del__(self) -> None:
         # Another thread may be at work when it is not remembered any more.
-        if getattr(self, "_is_open", False):
-            self.close()
+        self.close()
 
     def close(self) -> None:
         """Close the files; in a forked process, which may not use them."""
-        if self._is_open:
-            self._is_open = False
-            os.close(self._entries)
-            self._writers.close()
+        # No signal comes between forgetting a number and closing it.
+        entries, self._entries = self._entries, -1
+        try:
+            if entries >= 0:
+                os.close(entries)
+        finally:
+            lock, self._lock = self._lock, -1
+            if lock >= 0:
+                os.close(lock)
 
     def append(self, entries: Sequence[bytes]) -> int:
         """The position of the first of the entries, which are on the disk when it returns.
@@ -126,7 +138,9 @@ class DirectLog:
                 self._alone(self._rewrite)
             said = self._alone(lambda: self._write(entries))
         except OSError as error:
-            raise feed_error(error, self._directory) from error
+            if _is_real(error):
+                raise feed_error(error, self._directory) from error
+            raise
         self._sync(said.end)
         if is_first or said.end - said.synced > FEED_REWRITTEN_BYTES:
             # Else it is said with the next record. It is on the disk, whether it is said or not.
@@ -135,15 +149,30 @@ class DirectLog:
         return said.size - len(entries)
 
     def _alone(self, do: Callable[[], Result]) -> Result:
-        """What `do` returns, while nobody else writes. FeedBusyError, OSError, what `do` raises."""
-        with self._using:
+        """What `do` returns, while nobody else writes. FeedBusyError, OSError, what `do` raises.
+
+        Signals come before the first line of any method and behind each call, but not before a
+        built-in: so what comes first in a `finally` is always done.
+        """
+        deadline = lock_deadline()
+        patience = max(0.0, deadline - time.monotonic())
+        try:
+            if not self._using.acquire(timeout=patience):
+                raise busy()
+            if self._is_inside:
+                raise _interrupting()
             try:
-                self._writers.take()
+                self._is_inside = True
+                self._writers.take(deadline)
                 return do()
             finally:
-                # Ctrl-C can come before the first line of any method, but not of a built-in: so
-                # this is always done.
+                self._is_inside = False
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
+        finally:
+            try:  # noqa: SIM105 - `suppress` is no built-in
+                self._using.release()
+            except RuntimeError:
+                pass  # it was never had
 
     # --- inside; by who holds the lock ----------------------------------------------------------
 
@@ -168,14 +197,16 @@ class DirectLog:
         return shared
 
     def _check_place(self) -> None:
-        """Somebody may have put another file there: a backup, say. NotHere, OSError."""
+        """Others may have put another file there, a backup, say, or deleted `writers`, which the
+        node makes anew: then the lock is no longer that of the others. NotHere, OSError.
+        """
         now = time.monotonic()
         if now >= self._looked_at + FEED_PLACE_S:
             try:
-                inode = os.stat(self._path).st_ino
+                inodes = os.stat(self._path).st_ino, os.stat(f"{self._directory}/writers").st_ino
             except (FileNotFoundError, NotADirectoryError):
                 raise NotHere from None
-            if inode != self._inode:
+            if inodes != self._inodes:
                 raise NotHere
             self._looked_at = now
 
@@ -200,7 +231,7 @@ class DirectLog:
             return  # another thread has done it
         shared = self._current()
         begin = min(shared.synced, shared.end)
-        end = min(begin + FEED_REWRITTEN_BYTES, shared.end)
+        end = self._whole_until(begin, shared)
         rewrite(self._entries, begin, end)
         if end < shared.end:
             # Nobody else syncs here yet: only what has been written once more is vouched for.
@@ -209,6 +240,25 @@ class DirectLog:
             self._writers.write(shared._replace(synced=end))
         else:
             self._is_new = False
+
+    def _whole_until(self, begin: int, shared: Shared) -> int:
+        """Where the records end that begin there: all, or some. NotHere if they are not whole.
+
+        A disk that was away may be there again with zeros for what it was never given: written
+        once more, they would look like what is on the disk, and what follows them as well.
+        """
+        if begin == shared.end:
+            return begin
+        header = Header.decode(read_at(self._entries, HEADER_BYTES, begin))
+        size, end = (-1 if header is None else header.first), begin
+        for record in whole_records(self._entries, size, begin, shared.end):
+            size, end = record.header.end, record.end
+            if end - begin >= FEED_REWRITTEN_BYTES:
+                break
+        is_part = end < shared.end and end - begin >= FEED_REWRITTEN_BYTES
+        if not is_part and (end, size) != (shared.end, shared.size):
+            raise NotHere
+        return end
 
     def _write(self, entries: Sequence[bytes]) -> Shared:
         """Write the record; what is said behind it. OSError if nothing of it is there."""
@@ -224,6 +274,8 @@ class DirectLog:
         try:
             write_all(self._entries, record, end)
         except OSError as error:
+            if not _is_real(error):
+                raise
             if error.errno not in NOT_WRITTEN:
                 self._stop(shared)
                 raise refusals.stopped() from error
@@ -232,8 +284,11 @@ class DirectLog:
         self._written = end + len(record)
         following = shared._replace(size=size + len(entries), end=self._written, synced=synced)
         # If it cannot be said, the next one who writes finds the record behind what is said.
-        with contextlib.suppress(OSError):
+        try:
             self._writers.write(following)
+        except OSError as error:
+            if not _is_real(error):
+                raise
         return following
 
     def _vouch(self) -> None:
@@ -255,6 +310,8 @@ class DirectLog:
         try:
             yield
         except OSError as error:
+            if not _is_real(error):
+                raise
             self._stop(shared)
             raise refusals.stopped() from error
 
@@ -271,6 +328,8 @@ class DirectLog:
         try:
             self._flush(end)
         except OSError as error:
+            if not _is_real(error):
+                raise
             with contextlib.suppress(OSError, FeedBusyError):
                 self._alone(self._tell_stopped)
             raise refusals.stopped() from error
@@ -285,16 +344,34 @@ class DirectLog:
             if self._synced < end:
                 try:
                     sync_data(self._entries)
-                except OSError:
-                    self._is_stopped = True
+                except OSError as error:
+                    # Before anything is called, which Ctrl-C could come before: it is told once.
+                    self._is_stopped = self._is_stopped or error.errno is not None
                     raise
-                self._synced = written
+                if self._is_stopped:
+                    # A signal handler has synced meanwhile, and was told.
+                    raise refusals.stopped()
+                self._synced = max(self._synced, written)
 
     def _tell_stopped(self) -> None:
         """Unless the node has seen to it meanwhile: it is not to be stopped once more."""
         shared = self._writers.read()
         if shared is not None and shared.generation == self._generation:
             self._stop(shared)
+
+
+def _is_real(error: OSError) -> bool:
+    """False for the TimeoutError of a signal handler, say, which interrupts as Ctrl-C does."""
+    return error.errno is not None
+
+
+def _interrupting() -> FeedBusyError:
+    """To a signal handler: also where it surfaces in what was interrupted, it has to be true."""
+    return FeedBusyError(
+        "a signal handler cannot append to the feed that the program is just writing to; what the"
+        " handler had to append was not appended",
+        hint="let the handler only note what is to be appended, and append it outside",
+    )
 
 
 def _why_not(standing: Standing) -> KacheryError | None:
@@ -306,3 +383,16 @@ def _why_not(standing: Standing) -> KacheryError | None:
     if standing in (Standing.BEHIND, Standing.FORKED, Standing.ENDED):
         return refusals.shut(standing)
     return None
+
+
+# With what is open, a forked process would hold its parent's locks, also when the parent is gone.
+_opened: WeakSet[DirectLog] = WeakSet()
+
+
+def _close_all() -> None:
+    for log in list(_opened):
+        with contextlib.suppress(OSError):
+            log.close()
+
+
+os.register_at_fork(after_in_child=_close_all)

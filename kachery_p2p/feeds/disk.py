@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import hashlib
 import os
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 
@@ -41,6 +44,14 @@ _REWRITTEN_BYTES = 1 << 20
 _OFFSET_MAX = (1 << 63) - 1
 _MACHINE_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _MACHINE_TAG = b"kachery-p2p/machine/1\0"
+_OLDER_PLACE_LINES = 2
+_MOUNTS = "/proc/self/mountinfo"
+_REMOTE = ("nfs", "cifs", "smb", "fuse", "ceph", "9p", "lustre", "gpfs", "beegfs", "afs", "gfs2")
+# FS_IOC_GETVERSION, _IOR('v', 1, long) on most processors; elsewhere it is no such call. In spite
+# of its type a file system puts an int there.
+_LONG = struct.Struct("l")
+_GENERATION = struct.Struct("I")
+_GET_GENERATION = 2 << 30 | _LONG.size << 16 | ord("v") << 8 | 1
 
 
 @contextlib.contextmanager
@@ -157,6 +168,23 @@ def length_of(fd: int) -> int:
     return os.lseek(fd, 0, os.SEEK_END)
 
 
+def is_remote(fd: int) -> bool:
+    """True if even how long the file is may have to be asked of another computer. OSError."""
+    return _is_remote(os.fstat(fd).st_dev)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_remote(device: int) -> bool:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError), open(_MOUNTS, encoding="utf-8", errors="replace") as mounts:
+        for line in mounts:
+            # proc(5): id, parent, device, ..., " - ", type, ...
+            mount, _, what = line.partition(" - ")
+            if mount.split(" ")[2:3] == [number]:
+                return what.startswith(_REMOTE)
+    return False
+
+
 def rewrite(fd: int, begin: int, end: int) -> None:
     """Write what is there once more, for whoever was not told that a sync of it failed. OSError."""
     while begin < end:
@@ -168,9 +196,25 @@ def rewrite(fd: int, begin: int, end: int) -> None:
 def place_of(fd: int) -> bytes:
     """What tells this file on this computer from a copy of it, elsewhere or restored.
 
-    The number of its device is left out: it changes when a computer starts.
+    The number of its device is left out: it changes when a computer starts. The generation of its
+    inode, where there is one, tells it from a file that was given the same number later.
     """
-    return f"machine {_machine()}\ninode {os.fstat(fd).st_ino}\n".encode()
+    place = f"machine {_machine()}\ninode {os.fstat(fd).st_ino}\n"
+    generation = _generation(fd)
+    return (place if generation is None else f"{place}generation {generation}\n").encode()
+
+
+def is_older_place(known: bytes, here: bytes) -> bool:
+    """True if `known` names the place `here` as it was done before generations and marks were."""
+    return known.count(b"\n") == _OLDER_PLACE_LINES and here.startswith(known)
+
+
+def _generation(fd: int) -> int | None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            said = fcntl.ioctl(fd, _GET_GENERATION, bytes(_LONG.size))
+            return _GENERATION.unpack_from(said)[0]  # type: ignore[no-any-return]
+    return None
 
 
 def _machine() -> str:

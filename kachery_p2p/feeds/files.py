@@ -5,7 +5,7 @@ entries     the records; its lock (flock) keeps other nodes out
 writers     of an own log: the lock of all who append, and where (`writers`)
 hashes, offsets, checkpoint      derived (`derived`)
 fork, tombstone                  what ends it (`log_file`)
-place       of an own log: where it was written last (`disk.place_of`)
+place, mark, mark.2              of an own log: where it was written last (`home`)
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from collections.abc import Iterator
 from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import FeedInUseError, StateCorruptError, UriError
 from kachery_p2p.feeds.derived import Derived
-from kachery_p2p.feeds.disk import open_directory, open_file, read_at, read_small, write_small
+from kachery_p2p.feeds.disk import (
+    is_remote,
+    open_directory,
+    open_file,
+    read_at,
+    read_small,
+    write_small,
+)
 from kachery_p2p.feeds.names import HEAD_TAG
 from kachery_p2p.feeds.records import Span
 from kachery_p2p.feeds.writers import Writers
@@ -49,6 +56,7 @@ class OpenFiles:
             undo.callback(os.close, directory)
             self.entries = self._opened(directory, "entries", undo)
             self._lock()
+            self.is_remote = is_remote(self.entries)
             # Only who has the lock may look at the rest.
             self._hashes = self._opened(directory, "hashes", undo)
             self._offsets = self._opened(directory, "offsets", undo)

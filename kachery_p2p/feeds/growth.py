@@ -129,6 +129,8 @@ class Growth:
         return False
 
     async def _rest(self, name: SubfeedName) -> None:
+        if self._subfeeds.is_far_behind(name):
+            return
         subfeed = self._subfeeds.open_now(name)
         waited_for = subfeed is not None and (
             subfeed.is_waited_for or self._spreading.count(name) > 0

@@ -82,6 +82,12 @@ class HeldLog:
         return self._opened is not None
 
     @property
+    def is_quick(self) -> bool:
+        """True while `LogFile.has_grown` waits for no disk, here or elsewhere."""
+        opened = self._opened
+        return opened is not None and not opened.files.is_remote
+
+    @property
     def owned(self) -> bool:
         """True if this node signs the log."""
         return self._key is not None

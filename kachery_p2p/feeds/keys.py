@@ -10,6 +10,7 @@ import contextlib
 import os
 
 from kachery_p2p.content.hashes import HEX_DIGITS, FeedId
+from kachery_p2p.errors import KeyFileError
 from kachery_p2p.feeds.disk import place_of
 from kachery_p2p.identity.keyring import keys_dir, reading_key
 from kachery_p2p.identity.keys import KEY_BYTES
@@ -43,6 +44,18 @@ def feed_key_path(config_dir: str, feed: FeedId) -> str:
 def load(config_dir: str, feed: FeedId) -> FeedKey | None:
     """The key of the feed; None if it is not here. KeyFileError if damaged or not private."""
     return FeedKey.load(feed_key_path(config_dir, feed), feed)
+
+
+def load_own(config_dir: str, feed: FeedId) -> FeedKey:
+    """The key of a feed of this node. KeyFileError also if it is not here."""
+    key = load(config_dir, feed)
+    if key is None:
+        raise KeyFileError(
+            f"the key of feed {feed[:16]} is missing: {feed_key_path(config_dir, feed)}",
+            hint="put the file back, or restore it with `kachery-p2p keys restore`; keep the "
+            "messages, which may be the only copy",
+        )
+    return key
 
 
 def save(config_dir: str, key: FeedKey) -> None:

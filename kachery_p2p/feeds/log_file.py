@@ -21,12 +21,10 @@ from kachery_p2p.feeds import reading, refusals
 from kachery_p2p.feeds.disk import (
     feed_error,
     length_of,
-    place_of,
-    read_small,
-    write_small,
 )
 from kachery_p2p.feeds.ending import Ending
 from kachery_p2p.feeds.held_log import HeldLog
+from kachery_p2p.feeds.home import is_at_home, is_noted, note_home
 from kachery_p2p.feeds.opened import OpenLog, Withdrawn
 from kachery_p2p.feeds.opening import State
 from kachery_p2p.feeds.shared_log import Overtaken, SharedLog
@@ -80,22 +78,29 @@ class LogFile(HeldLog):
             return first
 
     def has_grown(self) -> bool:
-        """True if others have appended to an own log what it has not taken in yet; in 2 us.
+        """True if others have appended to an own log what it has not taken in yet.
 
-        While the files are closed it takes longer, and the disk may be waited for.
+        As quick as `untaken`.
+        """
+        return self.untaken() != 0
+
+    def untaken(self) -> int:
+        """How many bytes others have appended to an own log that it has not taken in yet; in 2 us.
+
+        Unless it `is_quick` it takes longer, and the disk may be waited for.
         """
         if not self.owned:
-            return False
+            return 0
         opened = self._opened
         with contextlib.suppress(OSError):
             if opened is None or not opened.files.retain():
-                return os.stat(f"{self.path}/entries").st_size != self._state.end
+                return os.stat(f"{self.path}/entries").st_size - self._state.end
             try:
                 end = length_of(opened.files.entries)
-                return not opened.is_stopped and end != self._state.end
+                return 0 if opened.is_stopped else end - self._state.end
             finally:
                 opened.files.release()
-        return False
+        return 0
 
     def absorb(self) -> tuple[int, list[bytes]]:
         """Take in what others appended to an own log: the position of the first, and the entries.
@@ -193,7 +198,7 @@ class LogFile(HeldLog):
     def settle(self) -> None:
         """This is the only copy with the key, somebody has made sure: append here from now on."""
         with self._changing, self._using() as opened:
-            write_small(f"{self.path}/place", place_of(opened.files.entries))
+            note_home(self.path, opened.files.entries)
             self.restored = False
             if isinstance(opened, SharedLog):
                 self._say_standing(opened)
@@ -222,7 +227,9 @@ class LogFile(HeldLog):
         """Close the files for good: they are about to be deleted."""
         with self._changing:
             self._gone = True
-            self.close()
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                opened.discard()
 
     def take_key(self, key: Signer, *, away: bool) -> None:
         """From now on this is an own log."""
@@ -243,11 +250,14 @@ class LogFile(HeldLog):
         self._on_opened(self)
 
     def _check_place(self, opened: OpenLog) -> None:
-        known, here = read_small(f"{self.path}/place"), place_of(opened.files.entries)
-        if known is None and self._state == State() and not self._away:
-            write_small(f"{self.path}/place", here)
-            known = here
-        self.restored = known != here
+        entries = opened.files.entries
+        if self._state == State() and not self._away and not is_noted(self.path):
+            note_home(self.path, entries)
+        self.restored = not is_at_home(self.path, entries)
+        if not self.restored:
+            # As it is noted now, should it have been an older version. If it cannot be: next time.
+            with contextlib.suppress(OSError, KacheryError):
+                note_home(self.path, entries)
 
     def _check_appendable(self, opened: OpenLog) -> None:
         if self._key is None:
@@ -324,8 +334,8 @@ class LogFile(HeldLog):
             self._took(opened, int(time.time() * 1000))
 
     def _note_head(self, opened: OpenLog) -> None:
-        """Put the head of an own log on the disk, where nobody needs the key to believe it."""
-        head = self.signed
+        """Put the head of an own log on the disk that was shown last, if it was since the last."""
+        head = self._head
         if head is None or head == opened.state.signed or opened.is_stopped:
             return
         # What others append at this moment is signed later.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import threading
 from collections import OrderedDict
@@ -20,20 +21,22 @@ from kachery_p2p.feeds.disk import make_directories, read_small, using
 from kachery_p2p.feeds.files import read_log_id, write_log_id
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.writers import shut_for_good
-from kachery_p2p.limits import FEED_FILES_OPEN_MAX
+from kachery_p2p.limits import FEED_DESCRIPTORS_PART, FEED_FILES_OPEN_MAX
 from kachery_p2p.log.heads import NAME_BYTES, LogId, Signer
 from kachery_p2p.store.durable import sync_directory
 
 _DELETED = ".deleted-"
 _DIGITS = frozenset("0123456789abcdef")
+_DESCRIPTORS_EACH = 4
 
 
 class LogFiles:
     """The subfeeds below `directory`. Safe in any thread; one `LogFile` for each subfeed."""
 
-    def __init__(self, directory: str, open_max: int = FEED_FILES_OPEN_MAX) -> None:
+    def __init__(self, directory: str, open_max: int | None = None) -> None:
+        """Not so many are open as would take other users' descriptors, unless `open_max` is set."""
         self.directory = directory
-        self._open_max = open_max
+        self._open_max = _open_max() if open_max is None else open_max
         self._lock = threading.RLock()
         self._known: WeakValueDictionary[LogId, LogFile] = WeakValueDictionary()
         # The open ones, those used last at the end. Nothing is waited for with this lock held.
@@ -86,22 +89,22 @@ class LogFiles:
                 if len(part) == 2 and set(part) <= _DIGITS:
                     yield from self._known_below(f"{self.directory}/{part}")
 
+    def shut(self, log: LogId) -> None:
+        """Programs append to the log no more, until it is opened as an own one. FeedBusyError."""
+        path = self._path(log)
+        with using(path), shut_for_good(path):
+            pass
+
     def delete(self, log: LogId) -> None:
         """Remove the log from this disk, for good; whoever uses it gets UnknownFeedError."""
-        with self._lock, using(self.directory):
-            found = self._known.pop(log, None)
-            with self._using:
-                self._open.pop(log, None)
-            if found is not None:
-                found.forget()
-            path = self._path(log)
-            aside = f"{self.directory}/{_DELETED}{os.urandom(8).hex()}"
-            with contextlib.suppress(FileNotFoundError):
-                with shut_for_good(path):
-                    os.rename(path, aside)
-                sync_directory(os.path.dirname(path))
-                sync_directory(self.directory)
-                shutil.rmtree(aside)
+        path, aside = self._path(log), f"{self.directory}/{_DELETED}{os.urandom(8).hex()}"
+        with using(self.directory), contextlib.suppress(FileNotFoundError):
+            while not self._put_aside(log, aside):
+                pass
+            sync_directory(os.path.dirname(path))
+            sync_directory(self.directory)
+            # What is left (NFS keeps what is open under another name) is swept another time.
+            shutil.rmtree(aside, ignore_errors=True)
 
     def close(self) -> None:
         """Close all files."""
@@ -115,6 +118,24 @@ class LogFiles:
     def _found(self, log: LogId) -> LogFile | None:
         with self._lock:
             return self._known.get(log)
+
+    def _put_aside(self, log: LogId, aside: str) -> bool:
+        """Move the log's directory; False if somebody has just opened it anew. FeedBusyError."""
+        found = self._found(log)
+        try:
+            # Others are not kept from their logs while this waits for who uses this one.
+            if found is not None:
+                found.forget()
+            with shut_for_good(self._path(log)), self._lock:
+                if self._known.get(log) is not found:
+                    return False
+                os.rename(self._path(log), aside)
+                return True
+        finally:
+            with self._lock, self._using:
+                for known in (self._known, self._open):
+                    if found is not None and known.get(log) is found:
+                        del known[log]
 
     def _made(self, log: LogId, key: Signer | None, *, away: bool = False) -> LogFile:
         path = self._path(log)
@@ -170,3 +191,11 @@ class LogFiles:
             for name in os.listdir(self.directory):
                 if name.startswith(_DELETED):
                     shutil.rmtree(f"{self.directory}/{name}", ignore_errors=True)
+
+
+def _open_max() -> int:
+    """How many subfeeds may be open in this process."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return FEED_FILES_OPEN_MAX
+    return max(1, min(FEED_FILES_OPEN_MAX, allowed // FEED_DESCRIPTORS_PART // _DESCRIPTORS_EACH))

@@ -13,6 +13,7 @@ from kachery_p2p.feeds.disk import NOT_WRITTEN, read_small, sync_data, write_sma
 from kachery_p2p.feeds.files import OpenFiles
 from kachery_p2p.feeds.opening import Recovery
 from kachery_p2p.feeds.records import encode_record, entry_spans
+from kachery_p2p.feeds.writers import shut_for_good
 from kachery_p2p.limits import FEED_CHECKPOINT_BYTES, FEED_CHECKPOINT_ENTRIES
 from kachery_p2p.log.heads import LogId, SignedHead
 from kachery_p2p.log.proofs import prove_consistency, verify_consistency
@@ -38,7 +39,10 @@ class OpenLog:
     """
 
     def __init__(self, path: str, log: LogId, *, owned: bool = False) -> None:
-        """Open and mend them. StateCorruptError, ConfigError, FeedInUseError, OSError."""
+        """Open and mend them. StateCorruptError, ConfigError, FeedInUseError, OSError.
+
+        To a copy no program appends any more, should the log have been an own one: FeedBusyError.
+        """
         self.path = path
         self._owned = owned
         self.files = OpenFiles(path, shared=owned)
@@ -50,6 +54,10 @@ class OpenLog:
         # True when hashes and offsets were made of all entries since the files were opened.
         self.is_derived_anew = False
         try:
+            if not owned:
+                # It may have been an own one, whose writers were told to go on.
+                with shut_for_good(path):
+                    pass
             self._recover()
         except BaseException:
             self._release()
@@ -127,6 +135,10 @@ class OpenLog:
         # That an own log was once so long is never forgotten.
         if not self.is_stopped and grown > (0 if self._owned else _CLOSING_CHECKPOINT_BYTES):
             self._save_checkpoint()
+        self._release()
+
+    def discard(self) -> None:
+        """Close the files of a log that is about to be deleted: nothing more is written."""
         self._release()
 
     def _release(self) -> None:

@@ -38,6 +38,7 @@ _UNWRITTEN_BYTES = 32
 _SECTOR_BYTES = 512
 _UNWRITTEN_PART_BYTES = 8
 _HINT = "delete the feed's copy, or restore its directory; then let it be fetched from a peer"
+_OWN_HINT = "restore the directory from a backup; do not delete it, which may be the only copy"
 
 
 class State(NamedTuple):
@@ -226,7 +227,10 @@ class Recovery:
         sync_data(self._entries)
 
     def _corrupt(self, why: str) -> StateCorruptError:
-        return StateCorruptError(f"the entries in {self._path} are damaged: {why}", hint=_HINT)
+        # One that knows where it was written last was an own one, whatever it is opened as.
+        is_own = self._owned or os.path.lexists(f"{self._path}/place")
+        hint = _OWN_HINT if is_own else _HINT
+        return StateCorruptError(f"the entries in {self._path} are damaged: {why}", hint=hint)
 
 
 def _has_gap(data: bytes, offset: int) -> bool:

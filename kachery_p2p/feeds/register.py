@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kachery_p2p.content.hashes import ContentHash, FeedId
 from kachery_p2p.errors import InvalidNameError, LogError, StateCorruptError, UnknownFeedError
+from kachery_p2p.feeds.disk import is_older_place
 from kachery_p2p.feeds.messages import Submission
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import FEED_NAME_CHARS_MAX, FEED_ROWS_MAX, FEEDS_MAX
@@ -98,7 +99,12 @@ class Register:
         """True if the key file is where it was noted; else a log that is not here may be elsewhere:
         its key was restored or cloned.
         """
-        return bool(self._rows("SELECT 1 FROM feeds WHERE feed = ? AND place = ?", feed.raw, place))
+        rows = self._rows("SELECT place FROM feeds WHERE feed = ?", feed.raw)
+        if rows and rows[0][0] != place and is_older_place(rows[0][0], place):
+            change = "UPDATE feeds SET place = ? WHERE feed = ?"
+            self._database.write(lambda connection: connection.execute(change, (place, feed.raw)))
+            return True
+        return bool(rows) and rows[0][0] == place
 
     def forget_feed(self, feed: FeedId) -> None:
         """Forget all about the feed: it was deleted."""

@@ -10,7 +10,9 @@ any more, before it does anything that this depends on.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from kachery_p2p.errors import FeedBusyError, StateCorruptError
@@ -21,7 +23,7 @@ from kachery_p2p.feeds.opening import State
 from kachery_p2p.feeds.records import DOUBTFUL_BYTES_MAX, Span, encode_record, entry_spans
 from kachery_p2p.feeds.tail import is_cut_short, whole_records
 from kachery_p2p.feeds.writers import Shared, Standing, Writers
-from kachery_p2p.limits import FEED_TAKEN_BYTES, LOG_ENTRIES_MAX
+from kachery_p2p.limits import FEED_LOCK_S_MAX, FEED_TAKEN_ALONE_BYTES, FEED_TAKEN_BYTES
 from kachery_p2p.log.heads import LogId, SignedHead
 from kachery_p2p.log.tree import Frontier, leaf_hashes
 
@@ -33,6 +35,9 @@ class Overtaken(FeedBusyError):
         super().__init__("programs have appended to the feed meanwhile", hint="try it again")
 
 
+# What may be forgotten with a disk that is lost: a log that is open or unknown is no less then, and
+# one that was stopped is what is on the disk. Also, a sync after one that failed means nothing.
+_FORGOTTEN = frozenset((Standing.OPEN, Standing.UNKNOWN, Standing.STOPPED))
 # What others may say too; everything else only this one.
 _OF_OTHERS = frozenset((Standing.STOPPED, Standing.GONE))
 
@@ -77,13 +82,14 @@ class SharedLog(OpenLog):
         If not, the log's standing is what `otherwise` says. FeedBusyError, FeedStoppedError,
         StateCorruptError or OSError.
         """
+        self._catch_up()
         with self._writers:
             before = self._look()
             # After a failure, also of another's sync, one would succeed and mean nothing.
             self.is_stopped |= before.standing is Standing.STOPPED
             try:
                 self._say(standing)
-                if not self.is_stopped and self._take(before, LOG_ENTRIES_MAX):
+                if not self.is_stopped and self._take_rest(before):
                     self._sync()
                 yield
             except BaseException:
@@ -98,18 +104,8 @@ class SharedLog(OpenLog):
 
         FeedStoppedError, StateCorruptError, FeedBusyError or OSError.
         """
-        if self.is_stopped:
-            return []
-        with self._telling_if_stopped():
-            with self._writers:
-                shared = self._look()
-            if shared.standing is Standing.STOPPED:
-                self.is_stopped = True
-                return []
-            taken = self._take(shared, FEED_TAKEN_BYTES)
-            if taken:
-                self._sync()
-                self._note_progress()
+        taken: list[bytes] = []
+        self._absorb(taken)
         return taken
 
     def append(
@@ -119,13 +115,12 @@ class SharedLog(OpenLog):
 
         With `sign` the head of all of them comes along. Raises as `write`, and FeedBusyError.
         """
-        if length_of(self.files.entries) != self._written.end:
-            self.absorb()  # nearly all that there is, so that nobody has to wait for it
+        self._catch_up()
         with self._telling_if_stopped(), self._withdrawing():
             with self._writers:
                 shared = self._look()
                 self._check_not_stopped(shared)
-                if self._take(shared, LOG_ENTRIES_MAX) and sign is not None:
+                if self._take_rest(shared) and sign is not None:
                     self._sync()  # only what is on the disk is signed
                 first = self._written.frontier.size
                 self._write(shared, entries, sign)
@@ -166,6 +161,77 @@ class SharedLog(OpenLog):
         # What others appended since is taken in again.
         self._written = self.state
 
+    # --- taking in ------------------------------------------------------------------------------
+
+    def _catch_up(self) -> None:
+        """Take in nearly all that there is, so that nobody has to wait long for the lock.
+
+        FeedBusyError if that is not possible.
+        """
+        deadline = time.monotonic() + FEED_LOCK_S_MAX
+        before, alone = math.inf, False
+        while left := length_of(self.files.entries) - self._written.end:
+            # Who appends faster than this reads waits meanwhile; between two pieces they write.
+            alone |= left >= before
+            self._absorb(alone=alone)
+            if left < FEED_TAKEN_BYTES or self.is_stopped:
+                return
+            if time.monotonic() > deadline:
+                raise FeedBusyError(
+                    f"for {FEED_LOCK_S_MAX:.0f} s programs have appended more than was taken in",
+                    hint="try it again; nothing was appended",
+                )
+            before = left
+
+    def _absorb(self, taken: list[bytes] | None = None, *, alone: bool = False) -> None:
+        """Take in a piece of what others appended; the entries are put into `taken`."""
+        if self.is_stopped:
+            return
+        begin = self._written.end
+        with self._telling_if_stopped():
+            with self._writers:
+                shared = self._look()
+                self.is_stopped = shared.standing is Standing.STOPPED
+                if alone and not self.is_stopped:
+                    self._take(shared, FEED_TAKEN_ALONE_BYTES, taken)
+            if not alone and not self.is_stopped:
+                self._take(shared, FEED_TAKEN_BYTES, taken)
+            if self._written.end != begin:
+                self._sync()
+                self._note_progress()
+
+    def _take_rest(self, shared: Shared) -> bool:
+        """Take in all that others wrote, which is not synced yet; False if that is nothing."""
+        begin = self._written.end
+        while self._written.end != shared.end:
+            self._take(shared, FEED_TAKEN_BYTES)
+        return begin != shared.end
+
+    def _take(self, shared: Shared, bytes_max: int, taken: list[bytes] | None = None) -> None:
+        """Take in what others wrote, `bytes_max` or a little more; it is not synced yet.
+
+        The entries are put into `taken`.
+        """
+        frontier, signed, end = self._written
+        if shared.end == end:
+            return
+        leaves: list[bytes] = []
+        spans: list[Span] = []
+        records = whole_records(self.files.entries, frontier.size, end, shared.end)
+        for record in records:
+            leaves += leaf_hashes(record.body.entries)
+            spans += record.body.spans
+            end = record.end
+            if taken is not None:
+                taken += record.body.entries
+            if end - self._written.end >= bytes_max:
+                break
+        if end == self._written.end:
+            raise self._corrupt(f"are damaged: the record at {end} is")
+        extended, stored = frontier.extended(leaves)
+        self.files.derived.write(frontier.size, spans, stored)
+        self._written = State(extended, signed, end)
+
     # --- inside; all of these by who holds the lock ---------------------------------------------
 
     def _look(self) -> Shared:
@@ -191,27 +257,6 @@ class SharedLog(OpenLog):
                 raise self._corrupt(f"are damaged: the record at {end} is")
             os.ftruncate(entries, end)
         return shared._replace(size=size, end=end)
-
-    def _take(self, shared: Shared, bytes_max: int) -> list[bytes]:
-        """The entries that others wrote, `bytes_max` or a little more; they are not synced yet."""
-        frontier, signed, end = self._written
-        if shared.end == end:
-            return []
-        taken: list[bytes] = []
-        spans: list[Span] = []
-        records = whole_records(self.files.entries, frontier.size, end, shared.end)
-        for record in records:
-            taken += record.body.entries
-            spans += record.body.spans
-            end = record.end
-            if end - self._written.end >= bytes_max:
-                break
-        if end == self._written.end:
-            raise self._corrupt(f"are damaged: the record at {end} is")
-        extended, stored = frontier.extended(leaf_hashes(taken))
-        self.files.derived.write(frontier.size, spans, stored)
-        self._written = State(extended, signed, end)
-        return taken
 
     def _write(
         self,
@@ -259,6 +304,9 @@ class SharedLog(OpenLog):
         if shared.standing is not Standing.STOPPED:
             self._said = standing
             self._writers.write(shared._replace(standing=standing))
+            if standing not in _FORGOTTEN and standing is not shared.standing:
+                # What follows may be on the disk when the disk is lost, and mounted again.
+                self._writers.sync()
 
     def _check_not_stopped(self, shared: Shared) -> None:
         # Others may have failed to sync. What is on the disk is found out when it is opened anew.

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from kachery_p2p.content.hashes import FeedId
-from kachery_p2p.errors import KacheryError
+from kachery_p2p.errors import KacheryError, KeyFileError
 from kachery_p2p.feeds import keys
 from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.keys import FeedKey
@@ -19,13 +19,10 @@ from kachery_p2p.feeds.register import Register
 from kachery_p2p.feeds.replica import Replica
 from kachery_p2p.feeds.subfeed import Subfeed
 from kachery_p2p.feeds.told import SubfeedName
-from kachery_p2p.limits import FEED_IDLE_MAX
+from kachery_p2p.limits import FEED_IDLE_MAX, FEED_TAKEN_BYTES, FEED_TAKEN_S_MAX
 from kachery_p2p.network.session import Session
 
 _log = logging.getLogger(__name__)
-
-# Pieces that who looks at a subfeed waits for; the rest comes afterwards.
-_TAKEN_MAX = 64
 
 
 class Subfeeds:
@@ -70,7 +67,9 @@ class Subfeeds:
         return self._open.get(name)
 
     async def open(self, name: SubfeedName) -> Subfeed:
-        """The subfeed, begun on the disk if it is not there. Raises what `LogFile` raises."""
+        """The subfeed, begun on the disk if it is not there. Raises what `LogFile` raises, and
+        KeyFileError for an own one without its key: as a copy it could be cut off, or written over.
+        """
         found = await self._opened(name, self._made)
         assert found is not None
         return found
@@ -123,14 +122,20 @@ class Subfeeds:
         Raises what `LogFile.absorb` does.
         """
         log = subfeed.replica.log
-        # Of one that is closed the disk is asked, which others do not wait for.
-        if not isinstance(log, LogFile) or not log.owned or (log.is_open and not log.has_grown()):
+        # Else the disk is asked, or another computer, which others do not wait for.
+        if not isinstance(log, LogFile) or not log.owned or (log.is_quick and not log.has_grown()):
             return False
 
         def tell(taken: tuple[int, list[bytes]]) -> None:
             self._tell(subfeed, *taken)
 
         return bool((await subfeed.work(log.absorb, then=tell))[1])
+
+    def is_far_behind(self, name: SubfeedName) -> bool:
+        """True if programs have appended more to the subfeed than is taken in at once."""
+        subfeed = self._open.get(name)
+        log = None if subfeed is None else subfeed.replica.log
+        return isinstance(log, LogFile) and log.is_quick and log.untaken() >= FEED_TAKEN_BYTES
 
     def tell_rest(self, subfeed: Subfeed) -> None:
         """Tell what came in on the way of something else."""
@@ -141,8 +146,9 @@ class Subfeeds:
             self.grown(subfeed, first, entries)
 
     async def _take_in_all(self, subfeed: Subfeed) -> None:
-        """The same for who is about to look at it: all that was there when it was asked for."""
-        for _ in range(_TAKEN_MAX):
+        """The same for who is about to look at it; what does not come soon comes afterwards."""
+        until = trio.current_time() + FEED_TAKEN_S_MAX
+        while trio.current_time() <= until:
             try:
                 if not await self.take_in(subfeed):
                     return
@@ -175,12 +181,13 @@ class Subfeeds:
     # --- inside --------------------------------------------------------------------------------
 
     def key_of(self, feed: FeedId) -> FeedKey | None:
-        """The key of an own feed; None for another's. In a thread."""
+        """The key of an own feed, None for another's; KeyFileError if it is gone. In a thread."""
         return self._key(feed)[0]
 
     def _key(self, feed: FeedId) -> tuple[FeedKey | None, bool]:
         if feed not in self._keys:
-            key = keys.load(self._config_dir, feed) if self._register.is_own(feed) else None
+            is_own = self._register.is_own(feed)
+            key = keys.load_own(self._config_dir, feed) if is_own else None
             place = b"" if key is None else keys.place(self._config_dir, feed)
             away = key is not None and not self._register.is_at_home(feed, place)
             while len(self._keys) >= FEED_IDLE_MAX:
@@ -189,7 +196,12 @@ class Subfeeds:
         return self._keys[feed]
 
     def _made(self, name: SubfeedName) -> LogFile:
-        key, away = self._key(name.feed)
+        try:
+            key, away = self._key(name.feed)
+        except KeyFileError:
+            # What programs append would be acknowledged, and nobody could see it.
+            self._files.shut(name.log)
+            raise
         if key is None:
             return self._files.copy(name.log)
         return self._files.own(name.log, key, away=away)

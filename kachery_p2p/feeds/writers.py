@@ -10,9 +10,10 @@ and nobody waits for the disk with it. In the file lies what the next one needs:
 size and end say where the next record begins; a writer that was killed may have left one more
 behind. Everything before `synced` is on the disk; so is what any writer's own sync covered. The
 generation is another one each time the node opens the log: who knows of an earlier one may have
-slept while it was mended, and has to open it anew. None of this is ever synced, because it is about
-the running system: after a restart of the computer, or of another computer, it says nothing, and
-the node looks at the entries again (`opening`).
+slept while it was mended, and has to open it anew. This is about the running system: after a
+restart of the computer, or of another computer, it says nothing, and the node looks at the entries
+again (`opening`). So it is not synced, but for why nobody may append: a disk can be lost, and be
+mounted again, without a restart.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from kachery_p2p.errors import FeedBusyError
+from kachery_p2p.feeds.disk import sync_data
 from kachery_p2p.limits import FEED_LOCK_PAUSE_S, FEED_LOCK_S_MAX
 from kachery_p2p.store.durable import write_all
 
@@ -121,14 +123,17 @@ class Writers:
     ) -> None:
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def take(self) -> None:
-        """Take the lock, which the caller lets go whatever is raised here. FeedBusyError."""
+    def take(self, deadline: float | None = None) -> None:
+        """Take the lock, which the caller lets go whatever is raised here. FeedBusyError.
+
+        `deadline`, of `time.monotonic`, if the caller has waited for something else before.
+        """
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _WAITS:
                 raise
-            self._wait()
+            self._wait(lock_deadline() if deadline is None else deadline)
 
     def read(self) -> Shared | None:
         """What it says; None if that is nothing. OSError."""
@@ -149,14 +154,17 @@ class Writers:
         write_all(self._descriptor, data, 0)
         self._last = data, shared
 
+    def sync(self) -> None:
+        """What it says is on the disk when this returns. OSError."""
+        sync_data(self._descriptor)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
 
-    def _wait(self) -> None:
+    def _wait(self, deadline: float) -> None:
         # Not a flock that waits: it has no deadline. The lock is free most of the time, however
         # many write, so who looks again soon gets it.
-        deadline = time.monotonic() + FEED_LOCK_S_MAX
         pause_s = FEED_LOCK_PAUSE_S
         while time.monotonic() < deadline:
             time.sleep(pause_s)
@@ -167,10 +175,20 @@ class Writers:
                 if error.errno not in _WAITS:
                     raise
             pause_s = min(2 * pause_s, 10 * FEED_LOCK_PAUSE_S)
-        raise FeedBusyError(
-            f"another process has held the feed for {FEED_LOCK_S_MAX:.0f} s; nothing was appended",
-            hint="look for a program of yours that is stopped, or for a disk that hangs",
-        )
+        raise busy()
+
+
+def lock_deadline() -> float:
+    """Until when who begins to wait now waits for others that write."""
+    return time.monotonic() + FEED_LOCK_S_MAX
+
+
+def busy() -> FeedBusyError:
+    """Somebody has held the lock until the deadline."""
+    return FeedBusyError(
+        f"another process has held the feed for {FEED_LOCK_S_MAX:.0f} s; nothing was appended",
+        hint="look for a program of yours that is stopped, or for a disk that hangs",
+    )
 
 
 @contextlib.contextmanager

@@ -358,16 +358,16 @@ def test_an_append_is_one_write_and_one_sync(
 
 
 def test_the_daemon_is_told_once_in_a_while(main: kp.Subfeed) -> None:
-    sent: list[float] = []
+    sent: list[bytes] = []
     main.append_message(1)
-    really = feed_appends._line.send
+    really = feed_appends._Line.send
 
-    def send(config_dir: str, datagram: bytes, now: float) -> bool:
-        sent.append(now)
-        return really(config_dir, datagram, now)
+    def send(line: feed_appends._Line, datagram: bytes) -> bool:
+        sent.append(datagram)
+        return really(line, datagram)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feed_appends._line, "send", send)
+        patch.setattr(feed_appends._Line, "send", send)
         began = time.monotonic()
         for number in range(200):
             main.append_message(number)

@@ -12,7 +12,7 @@ import pytest
 
 from kachery_p2p.client import feed_appends
 from kachery_p2p.client.daemon import SOCKET_NAME, UnixDaemon, unix_daemon
-from kachery_p2p.errors import DaemonDownError, DaemonLeftError
+from kachery_p2p.errors import DaemonBusyError, DaemonDownError, DaemonLeftError
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.wire.codec import encode_frame
@@ -108,6 +108,26 @@ def test_what_the_daemon_has_not_read_is_appended_here(config: Path, own: LogFil
         assert append(config, b'"here"') == 1
     assert len(take_in(own)) == 1
     assert append(config, b'"again"') == 2
+
+
+def test_what_a_daemon_that_takes_no_connection_was_never_asked_is_appended_here(
+    config: Path, own: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kachery_p2p.client.daemon.CALL_S_MAX", 0.05)
+    with contextlib.ExitStack() as open_sockets:
+        listening = open_sockets.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(str(config / SOCKET_NAME))
+        listening.listen(0)
+        for _ in range(9):
+            waiting = open_sockets.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(str(config / SOCKET_NAME))
+        with pytest.raises(DaemonBusyError) as caught:
+            unix_daemon(str(config)).call("status", {})
+        assert caught.value.hint
+        assert append(config, b'"here"') == 1
+    assert len(take_in(own)) == 1
 
 
 def test_a_daemon_that_is_there_again_is_asked_again_only_if_nobody_read_it(config: Path) -> None:

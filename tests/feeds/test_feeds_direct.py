@@ -212,6 +212,19 @@ def test_a_log_whose_directory_was_moved_away_is_for_the_node(
     Path(f"{own.path}.moved").rename(own.path)
 
 
+def test_who_has_a_lock_that_was_deleted_does_not_append_beside_the_others(
+    own: LogFile, direct: Callable[[], DirectLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kachery_p2p.feeds.direct.FEED_PLACE_S", 0.0)
+    log = direct()
+    log.append(messages(1))
+    path_of(own, "writers").unlink()
+    assert refused(log) is None
+    reopened(own)
+    assert refused(log) is None
+    assert direct().append(messages(1, 1)) == 1
+
+
 def test_what_the_node_has_opened_anew_is_opened_anew_here_too(
     own: LogFile, direct: Callable[[], DirectLog]
 ) -> None:

@@ -14,7 +14,7 @@ from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.records import Header, encode_record
 from kachery_p2p.feeds.writers import Standing
-from tests.feeds.direct_logs import failing, said, take_in
+from tests.feeds.direct_logs import failing, refused, said, take_in
 from tests.feeds.feed_logs import path_of
 from tests.feeds.feed_parts import messages
 
@@ -65,7 +65,11 @@ def test_what_nobody_vouches_for_is_written_once_more_in_pieces_and_then_vouched
 ) -> None:
     log = direct()
     log.append(messages(1))
-    log.append(messages(500, 1))
+    with monkeypatch.context() as patch:
+        # They write, and are killed before they sync.
+        patch.setattr(DirectLog, "_sync", lambda *about: None)
+        for number in range(1, 501, 5):
+            log.append(messages(5, number))
     entries, begin = path_of(own, "entries"), said(own).synced
     monkeypatch.setattr("kachery_p2p.feeds.direct.FEED_REWRITTEN_BYTES", 1_000)
     calls: list[tuple[str, int]] = []
@@ -88,19 +92,46 @@ def test_what_nobody_vouches_for_is_written_once_more_in_pieces_and_then_vouched
         patch.setattr(os, "pwrite", pwrite)
         patch.setattr(os, "fdatasync", fdatasync)
         assert newcomer.append(messages(1, 501)) == 501
-    pieces = (end - begin) // 1_000
+    pieces = 0
+    while begin + 1_000 < end:
+        (write_call, count), *others = calls[3 * pieces : 3 * pieces + 3]
+        # A whole number of records, so that who is killed in between leaves the begin of one.
+        assert write_call == "write"
+        assert 1_000 <= count < 1_200
+        assert others == [("sync", 0), ("say", begin)]
+        begin, pieces = begin + count, pieces + 1
+        assert Header.decode(entries.read_bytes()[begin : begin + 32]) is not None
     assert pieces > 5
-    for piece in range(pieces):
-        said_before = begin + 1_000 * piece
-        assert calls[3 * piece : 3 * piece + 3] == [
-            ("write", 1_000),
-            ("sync", 0),
-            ("say", said_before),
-        ]
     assert len(calls) == 3 * pieces + 5
     # So who comes next finds nothing to do.
     assert said(own).synced == said(own).end == entries.stat().st_size
     assert take_in(own) == messages(502)
+
+
+@pytest.mark.parametrize("what", ["all of it", "the first", "the last", "a byte"])
+def test_what_a_lost_disk_never_got_is_neither_written_once_more_nor_written_behind(
+    own: LogFile,
+    direct: Callable[[], DirectLog],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    log, entries = direct(), path_of(own, "entries")
+    log.append(messages(1))
+    at = [entries.stat().st_size]
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectLog, "_sync", lambda *about: None)
+        for number in range(1, 4):
+            log.append(messages(1, number))
+            at.append(entries.stat().st_size)
+    lost = {"all of it": (0, 3), "the first": (0, 1), "the last": (2, 3), "a byte": (1, 2)}[what]
+    begin, end = at[lost[0]], at[lost[1]]
+    if what == "a byte":
+        begin = end - 1
+    data = entries.read_bytes()
+    data = data[:begin] + bytes(end - begin) + data[end:]
+    entries.write_bytes(data)
+    assert refused(direct()) is None
+    assert entries.read_bytes() == data
 
 
 def test_who_appends_once_leaves_nothing_for_the_next_to_write_once_more(

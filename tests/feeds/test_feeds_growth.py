@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
 
@@ -10,14 +11,16 @@ import pytest
 import trio
 
 from kachery_p2p.content.hashes import FeedId
-from kachery_p2p.errors import FeedEndedError, StorageFullError
+from kachery_p2p.errors import FeedEndedError, KeyFileError, StorageFullError
 from kachery_p2p.feeds.direct import DirectLog, NotHere
+from kachery_p2p.feeds.keys import feed_key_path
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.feeds.messages import message_entries
 from kachery_p2p.feeds.opened import Withdrawn
 from kachery_p2p.feeds.poke import decode_poke, encode_poke
 from kachery_p2p.feeds.told import SubfeedName
+from kachery_p2p.limits import FEED_LOOK_AGAIN_IDLE_S
 from tests.feeds.feed_nodes import MAIN, FeedLab, Node
 
 
@@ -215,3 +218,42 @@ def test_a_poke_names_a_subfeed_and_nothing_else_is_one() -> None:
     assert decode_poke(data) == (feed, MAIN)
     for wrong in (b"", data[:-1], data + b"\0", b"kpg2" + data[4:], bytes(56)):
         assert decode_poke(wrong) is None
+
+
+async def test_a_feed_whose_key_is_gone_is_left_alone_until_the_key_is_back(lab: FeedLab) -> None:
+    alice = await lab.node("alice")
+    feed = await alice.new_feed('"0"')
+    program = program_of(alice, feed)
+    append(program, '"1"')
+    key = feed_key_path(str(alice.directory), feed)
+    os.rename(key, f"{key}.moved")
+    alice = await lab.restarted(alice)
+    assert append(program, '"2"') == 2
+    with pytest.raises(KeyFileError, match="missing"):
+        await alice.read(feed, 0)
+    # Nobody would see it.
+    with pytest.raises(NotHere):
+        append(program, '"3"')
+    with pytest.raises(KeyFileError):
+        await alice.append(feed, '"3"')
+    os.rename(f"{key}.moved", key)
+    assert await alice.read(feed, 0) == ['"0"', '"1"', '"2"']
+    assert append(program_of(alice, feed), '"3"') == 3
+
+
+async def test_what_is_far_behind_is_taken_in_without_a_rest(
+    lab: FeedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in ("shared_log", "subfeeds"):
+        monkeypatch.setattr(f"kachery_p2p.feeds.{room}.FEED_TAKEN_BYTES", 1)
+    alice = await lab.node("alice")
+    feed = await alice.new_feed('"0"')
+    program = program_of(alice, feed)
+    for number in range(1, 31):
+        append(program, f'"{number}"')
+    held = (await alice.subfeed(feed)).replica
+    for number in range(31, 61):
+        append(program, f'"{number}"')
+    poke(alice, feed)
+    await trio.testing.wait_all_tasks_blocked(FEED_LOOK_AGAIN_IDLE_S / 2)
+    assert held.size == 61

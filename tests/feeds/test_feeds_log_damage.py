@@ -129,6 +129,7 @@ def test_an_own_log_whose_last_head_is_damaged_is_refused_not_cut(
     own: LogFile, known: bool
 ) -> None:
     grown(own)
+    assert own.signed is not None  # closing puts it behind the last entries
     own.close()
     path_of(own, "checkpoint").unlink()
     sound = path_of(own, "entries").read_bytes()

@@ -66,7 +66,8 @@ def append(own):
         acknowledged["own"] = own.size
 
 def keep(copy, of):
-    while True:
+    # Cut off while both are the same, it has nothing more to do.
+    while left > 0 or copy.size < of.size:
         copy.keep([], copy.frontier(), [], of.signed)
         entries = of.entries(copy.size, 9, 1 << 20)
         if entries and copy.size + len(entries) <= copy.signed.size:

@@ -15,13 +15,14 @@ import pytest
 from kachery_p2p.channels import disk
 from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.errors import (
+    FeedBusyError,
     FeedEndedError,
     FeedStoppedError,
     StateCorruptError,
     StorageFailedError,
     StorageFullError,
 )
-from kachery_p2p.feeds import ending, opened, shared_log
+from kachery_p2p.feeds import ending, opened, shared_log, writers
 from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
@@ -66,7 +67,7 @@ def test_what_others_appended_stays_when_an_append_of_the_node_fails(
     with monkeypatch.context() as patch:
         patch.setattr(shared_log, "write_record", full)
         if late:  # they come when the node has just looked
-            patch.setattr(shared_log.SharedLog, "absorb", lambda log: [])
+            patch.setattr(shared_log.SharedLog, "_catch_up", lambda log: None)
         with pytest.raises(StorageFullError):
             own.append(messages(1, 99), 1)
     assert own.size == (1 if late else 3)
@@ -287,3 +288,96 @@ def test_logs_that_are_opened_by_many_threads_close_each_other_without_end(
     assert not any(thread.is_alive() for thread in threads)
     assert [log.size for log in logs] == [5, 5, 5]
     files.close()
+
+
+def test_what_is_opened_as_a_copy_takes_nothing_from_programs(
+    own: LogFile, program: DirectLog, quick_path: Path
+) -> None:
+    assert own.signed is not None
+    own.close()
+    with contextlib.closing(LogFiles(f"{quick_path}/config/feeds")) as files:
+        copy = files.copy(LOG)
+        assert (copy.owned, copy.size) == (False, 1)
+        assert refused(program) is None
+    # The key is back.
+    own.open()
+    with contextlib.closing(DirectLog(own.path)) as later:
+        assert later.append(messages(1, 1)) == 1
+    own.close()
+    # As a copy it would have messages that nobody signed: they are no reason to delete them.
+    files = LogFiles(f"{quick_path}/config/feeds")
+    with pytest.raises(StateCorruptError) as caught:
+        files.copy(LOG)
+    files.close()
+    assert "do not delete" in (caught.value.hint or "")
+
+
+@pytest.fixture
+def outpaced(program: DirectLog, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The node takes in one message at a time, and three more come meanwhile, so many times."""
+    rounds = [30]
+    really = shared_log.SharedLog._absorb
+    number = iter(range(100, 1_000))
+
+    def absorb(log: shared_log.SharedLog, *args: Any, alone: bool = False) -> None:
+        # They cannot write while the node has the lock.
+        if rounds[0] > 0 and not alone:
+            rounds[0] -= 1
+            for _ in range(3):
+                program.append(messages(1, next(number)))
+        really(log, *args, alone=alone)
+
+    monkeypatch.setattr(shared_log, "FEED_TAKEN_BYTES", 1)
+    monkeypatch.setattr(shared_log, "FEED_TAKEN_ALONE_BYTES", 200)
+    program.append(messages(3, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_log.SharedLog, "_absorb", absorb)
+        yield rounds
+
+
+def test_who_appends_faster_than_the_node_takes_in_waits_for_it_a_little(
+    own: LogFile, outpaced: list[int]
+) -> None:
+    first = own.append(messages(1, 99), 1)
+    # It came to its turn though they would have gone on for long.
+    assert outpaced[0] > 20
+    outpaced[0] = 0
+    take_in(own)
+    found = all_of(own)
+    assert found.index(messages(1, 99)[0]) == first
+    assert len(found) == len(set(found)) == own.size
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_lock_is_not_had_for_long_however_much_comes(
+    own: LogFile, program: DirectLog, outpaced: list[int], ends: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_log, "FEED_TAKEN_ALONE_BYTES", 1)
+        patch.setattr(shared_log, "FEED_LOCK_S_MAX", 0.0)
+        with pytest.raises(FeedBusyError, match="more than was taken in"):
+            own.finish(None, 5) if ends else own.append(messages(1, 99), 1)
+    outpaced[0] = 0
+    assert own.tombstone is None
+    program.append(messages(1, 98))
+    own.finish(None, 5)
+    assert messages(1, 99)[0] not in all_of(own)
+    assert all_of(own)[-1:] == messages(1, 98)
+
+
+def test_why_nobody_may_append_is_on_the_disk_before_what_it_is_about(
+    own: LogFile, program: DirectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Standing] = []
+    monkeypatch.setattr(writers, "sync_data", lambda fd: synced.append(said(own).standing))
+    reopened(own)
+    with contextlib.closing(DirectLog(own.path)) as later:
+        later.append(messages(1, 1))
+    own.append(messages(1, 2), 2)
+    assert synced == []
+    with failing(writers, "sync_data", errno.EIO), pytest.raises(StorageFailedError):
+        own.finish(None, 5)
+    assert own.tombstone is None
+    assert said(own).standing is Standing.OPEN
+    own.finish(None, 5)
+    assert synced == [Standing.ENDED]
