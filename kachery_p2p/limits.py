@@ -532,8 +532,8 @@ LOAD_MANY_TEXT_BYTES_MAX = 480
 
 # A server that takes no connection in this time is not there; the next source is asked meanwhile.
 BUCKET_CONNECT_S_MAX = 3.0
-# A request for one range (4 MiB) may take so long on a slow line; of a frozen server's, a thread
-# is held so long at most.
+# A request for one range (8 or 16 MiB) may take so long on a slow line, and what came of it counts;
+# of a frozen server's, a thread is held so long at most.
 BUCKET_READ_S_MAX = 120.0
 # A part of an upload (8 MiB, four at once) on a line of 1 Mbit/s.
 BUCKET_WRITE_S_MAX = 600.0
@@ -546,6 +546,13 @@ BUCKET_RETRY_S_MAX = 30.0
 # away busy, and what a request costs a server is divided by 8. Each has two chunks in memory.
 BUCKET_READS_MAX = 8
 BUCKET_RANGE_CHUNKS = 8
+# A server that answers in this time, and then brings as much as this, is near: its ranges are read
+# one after the other, and are larger, as nothing comes between two of them. After so many ranges
+# (1 GiB) from one that is not, this is tried again: it may have been busy.
+BUCKET_NEAR_S = 0.05
+BUCKET_NEAR_BYTES_PER_S = 128 << 20
+BUCKET_NEAR_RANGE_CHUNKS = 16
+BUCKET_FAR_RANGES = 128
 # What comes faster than this is taken in larger pieces, which then come within a quarter of a
 # second: a server that stalls is noticed as soon. They still fit a processor's cache.
 BUCKET_FAST_BYTES_PER_S = 1 << 20

@@ -1,4 +1,4 @@
-"""A bucket as one more source of chunks: several ranges at a time, each read by a thread.
+"""A bucket as one more source of chunks: one range or several at a time, a thread each.
 
 The thread verifies and writes what it reads, as that of a bulk connection does; trio is told
 of several chunks at once.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -30,6 +29,7 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.limits import (
     ASSEMBLY_CHUNKS_MAX,
+    BUCKET_NEAR_RANGE_CHUNKS,
     BUCKET_RANGE_CHUNKS,
     BUCKET_READS_MAX,
     CHUNK_BYTES,
@@ -38,6 +38,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.session import one_error
 from kachery_p2p.transfer.assembly import Piece
+from kachery_p2p.transfer.bucket_pace import Nearness, Pace
 from kachery_p2p.transfer.buckets import Buckets, Kept
 from kachery_p2p.transfer.ranged import Ranged, Sink
 from kachery_p2p.transfer.sources import Deliver
@@ -109,12 +110,10 @@ def as_peer_error(error: BucketError) -> PeerError:
 
 
 class _Reads:
-    """Ranges of one object, as many at once as keep a server far away busy."""
+    """Ranges of one object: one after the other from a server that is near, else many at once."""
 
     # No fault of a bucket ends it for good: the next range is another request.
     error: PeerError | None = None
-    range_chunks = BUCKET_RANGE_CHUNKS
-    pipelined = BUCKET_READS_MAX
 
     def __init__(self, place: Readable, size: int, buckets: Buckets) -> None:
         self._place = place
@@ -122,12 +121,22 @@ class _Reads:
         self._buckets = buckets
         # Chunks on their way to the hash, and those that are being filled.
         self._buffers: deque[bytearray] = deque(maxlen=BUCKET_READS_MAX + ASSEMBLY_CHUNKS_MAX)
+        self._nearness = Nearness()
+
+    @property
+    def range_chunks(self) -> int:
+        return BUCKET_NEAR_RANGE_CHUNKS if self._nearness.is_near() else BUCKET_RANGE_CHUNKS
+
+    @property
+    def pipelined(self) -> int:
+        return 1 if self._nearness.is_near() else BUCKET_READS_MAX
 
     async def fetch(self, wanted: BulkRange, sink: Sink, *, urgent: bool = False) -> None:
         """As `BulkConnection.fetch`; a thread each."""
         content = ContentHash.of_raw(wanted.content)
         chunks = range(wanted.first, wanted.end)
         reading = _Reading(self._place, content, self._size, chunks, sink, self._buffers)
+        self._nearness.began(reading.pace)
         try:
             with one_error():
                 async with trio.open_nursery() as nursery:
@@ -138,6 +147,7 @@ class _Reads:
             self._buckets.forget(self._place, content)
             raise as_peer_error(error) from None
         finally:
+            self._nearness.ended(reading.pace)
             with trio.CancelScope(shield=True):
                 await reading.leave()
         self._buckets.worked(self._place)
@@ -184,30 +194,24 @@ class _Reading:
         self._left = False
         self._in_sink = False
         self._out_of_sink = trio.Event()
-        # When something came last, on a clock that the thread can read; None while nobody reads:
-        # waiting for a thread, or for the disk, is not the server's fault.
-        self._moved_at: float | None = None
+        # On a clock that the thread can read. Waiting for a thread, or for the disk, is not the
+        # server's fault.
+        self.pace = Pace()
 
     def read(self) -> None:
         """In a thread: hand every chunk to the sink. Raises BucketErrors, and what that raises."""
-        try:
-            self._moved_at = time.monotonic()
-            for chunk in self._read_chunks():
-                if not self._hand_on(chunk):
-                    return
-        finally:
-            self._moved_at = None
+        for chunk in self._read_chunks():
+            if not self._hand_on(chunk):
+                return
 
     def _hand_on(self, chunk: Piece) -> bool:
         """False if nobody wants it any more."""
         if not self._enter_sink():
             return False
-        self._moved_at = None
         try:
             self._sink(chunk)
         finally:
             self._leave_sink()
-        self._moved_at = time.monotonic()
         return True
 
     def _enter_sink(self) -> bool:
@@ -234,8 +238,7 @@ class _Reading:
         """Raises PeerTimeoutError. The server's retries begin anew, once."""
         while True:
             await trio.sleep(STALL_S_MAX / 2)
-            moved_at = self._moved_at
-            if moved_at is not None and time.monotonic() - moved_at > 2 * STALL_S_MAX:
+            if self.pace.waits_s > 2 * STALL_S_MAX:
                 raise PeerTimeoutError(f"sent nearly nothing for {2 * STALL_S_MAX:g} s")
 
     def _read_chunks(self) -> Iterator[_Chunk]:
@@ -247,8 +250,7 @@ class _Reading:
         if not len(chunk.data):
             yield chunk
             return
-        for piece in self._place.read(self._content, start, end):
-            self._moved_at = time.monotonic()
+        for piece in self.pace.timed(self._place.read(self._content, start, end)):
             rest = memoryview(piece)
             while len(rest):
                 count = min(len(rest), len(chunk.data) - at)

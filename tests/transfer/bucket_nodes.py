@@ -9,6 +9,9 @@ from typing import Any
 
 import trio
 
+from kachery_p2p.bucket.credentials import Credentials
+from kachery_p2p.bucket.objects import Objects
+from kachery_p2p.bucket.pushing import push
 from kachery_p2p.bucket.queue import DONE, LEFT_OUT, REQUESTED, Upload
 from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.channels.bucket_settings import BucketSettings, write_bucket
@@ -21,13 +24,35 @@ from kachery_p2p.node.bucketing import Bucketing
 from kachery_p2p.node.mirroring import Mirroring
 from kachery_p2p.node.providing import Providing
 from kachery_p2p.node.wishes import Wishes
+from kachery_p2p.store.blobs import Stored
 from kachery_p2p.transfer.bucket_holders import HoldersAndBuckets
+from kachery_p2p.transfer.buckets import Buckets
 from kachery_p2p.transfer.download import Downloads
-from tests.transfer.conftest import LAB, Node
+from tests.transfer.conftest import LAB, Disk, Node
 
 LARGE = hashlib.shake_128(b"large").digest(3 * CHUNK_BYTES + 7)
 SMALL = hashlib.shake_128(b"small").digest(10_000)
 _numbers = itertools.count()
+
+
+class BucketNode(Node):
+    """A node with buckets."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.buckets = Buckets()
+        self.holders = HoldersAndBuckets(self.sessions, self.link, buckets=self.buckets)
+        self.downloads = Downloads(
+            holders=self.holders,
+            blobs=self.disk.blobs,
+            grants=self.disk.grants,
+            node_id=self.id,
+            offers=self.offers,
+            buckets=self.buckets,
+        )
+
+    def use(self, *places: Any) -> None:
+        self.buckets.put({LAB.id: places})
 
 
 class BucketMember(Node):
@@ -107,3 +132,15 @@ def put_body(url: str, content: ContentHash) -> dict[str, Any]:
 def new_url() -> str:
     """A bucket in memory that no other test uses."""
     return f"memory:members-{next(_numbers)}"
+
+
+def memory_bucket() -> Objects:
+    """An empty bucket in memory."""
+    return Objects(parse_bucket_url(new_url()), Credentials({}))
+
+
+def pushed(author: Disk, bucket: Objects, data: bytes) -> Stored:
+    """Put there from somebody's store, with all that belongs to it."""
+    stored = author.blobs.put_bytes(data)
+    assert push(bucket, author.blobs, stored.content, "a.bin").sent
+    return stored

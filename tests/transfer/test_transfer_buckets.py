@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from kachery_p2p.bucket import layout
 from kachery_p2p.bucket.credentials import Credentials
 from kachery_p2p.bucket.mirror import Mirror
 from kachery_p2p.bucket.objects import Objects
-from kachery_p2p.bucket.pushing import push
 from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.content.hashes import ContentHash, Root, sha1_of
 from kachery_p2p.errors import (
@@ -29,54 +27,20 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.limits import CHUNK_BYTES, HAVE_S_MAX
 from kachery_p2p.store.blobs import Stored
-from kachery_p2p.transfer.bucket_holders import HoldersAndBuckets
-from kachery_p2p.transfer.buckets import Buckets
-from kachery_p2p.transfer.download import Downloads
 from kachery_p2p.transfer.only import Only
 from tests.bucket import faulty as faults
 from tests.bucket.faulty import Faulty, running_faulty
-from tests.transfer.conftest import FIELD, LAB, Disk, Lab, Node
+from tests.transfer.bucket_nodes import BucketNode, memory_bucket, pushed
+from tests.transfer.conftest import FIELD, LAB, Disk, Lab
 
 LARGE = hashlib.shake_128(b"large").digest(5 * CHUNK_BYTES + 7)
 SMALL = hashlib.shake_128(b"small").digest(10_000)
-_numbers = itertools.count()
-
-
-class BucketNode(Node):
-    """A node with buckets."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.buckets = Buckets()
-        self.holders = HoldersAndBuckets(self.sessions, self.link, buckets=self.buckets)
-        self.downloads = Downloads(
-            holders=self.holders,
-            blobs=self.disk.blobs,
-            grants=self.disk.grants,
-            node_id=self.id,
-            offers=self.offers,
-            buckets=self.buckets,
-        )
-
-    def use(self, *places: Any) -> None:
-        self.buckets.put({LAB.id: places})
-
-
-def memory() -> Objects:
-    url = parse_bucket_url(f"memory:transfer-{next(_numbers)}")
-    return Objects(url, Credentials({}))
 
 
 @pytest.fixture
 def author(new_disk: Callable[..., Disk]) -> Disk:
     """The store of somebody who has put things into a bucket, and sleeps now."""
     return new_disk("author")
-
-
-def pushed(author: Disk, bucket: Objects, data: bytes) -> Stored:
-    stored = author.blobs.put_bytes(data)
-    assert push(bucket, author.blobs, stored.content, "a.bin").sent
-    return stored
 
 
 @pytest.fixture
@@ -100,7 +64,7 @@ def faulty() -> Iterator[Faulty]:
 async def test_a_file_is_loaded_though_no_member_is_there(
     reader: BucketNode, author: Disk, data: bytes, with_root: bool
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     stored = pushed(author, bucket, data)
     reader.use(bucket)
     assert await reader.load(stored, root=with_root) == data
@@ -112,7 +76,7 @@ async def test_a_file_is_loaded_though_no_member_is_there(
 async def test_a_range_is_read_without_the_rest(reader: BucketNode, author: Disk) -> None:
     import os
 
-    bucket = memory()
+    bucket = memory_bucket()
     stored = pushed(author, bucket, LARGE)
     reader.use(Counting(bucket))
     start = 3 * CHUNK_BYTES + 3
@@ -158,7 +122,7 @@ class Counting:
 async def test_what_is_nowhere_is_not_found_and_asked_for_once(
     reader: BucketNode, author: Disk
 ) -> None:
-    place = Counting(memory())
+    place = Counting(memory_bucket())
     reader.use(place)
     with pytest.raises(NotFoundError):
         await reader.downloads.load(sha1_of(b"absent"), None, reader.told.append)
@@ -168,7 +132,7 @@ async def test_what_is_nowhere_is_not_found_and_asked_for_once(
 async def test_a_bucket_is_that_of_its_channel_and_of_no_named_node(
     reader: BucketNode, author: Disk
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     stored = pushed(author, bucket, SMALL)
     reader.use(bucket)
     for only in (Only(channel=FIELD.id), Only(node="ab" * 32)):
@@ -180,7 +144,7 @@ async def test_a_bucket_is_that_of_its_channel_and_of_no_named_node(
 async def test_a_root_that_is_not_that_of_the_bytes_is_refused(
     reader: BucketNode, author: Disk
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     stored = pushed(author, bucket, SMALL)
     reader.use(bucket)
     with pytest.raises((UriInconsistentError, NotFoundError)):
@@ -223,7 +187,7 @@ async def test_a_part_of_a_file_without_root_is_cut_from_the_whole(
 async def test_many_who_want_the_same_whole_file_share_one_load(
     reader: BucketNode, author: Disk
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     content = sha1_of(LARGE)
     bucket.put_new(layout.key_of(content), LARGE, {})
     place = Counting(bucket)
@@ -236,7 +200,7 @@ async def test_many_who_want_the_same_whole_file_share_one_load(
 
 
 async def test_a_whole_file_goes_on_where_the_line_broke(reader: BucketNode) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     content = sha1_of(LARGE)
     bucket.put_new(layout.key_of(content), LARGE, {})
     place = Counting(bucket, fail_after=2 * CHUNK_BYTES)
@@ -252,7 +216,7 @@ async def test_a_whole_file_goes_on_where_the_line_broke(reader: BucketNode) -> 
 async def test_members_and_a_bucket_serve_one_transfer_together(
     reader: BucketNode, lab: Lab, author: Disk
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     pushed(author, bucket, LARGE)
     member = await lab.node("member")
     stored = member.store(LARGE)
@@ -268,7 +232,7 @@ async def test_members_and_a_bucket_serve_one_transfer_together(
 async def test_a_bucket_goes_on_when_the_only_member_falls_asleep(
     reader: BucketNode, lab: Lab, author: Disk
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     pushed(author, bucket, LARGE)
     member = await lab.node("member")
     stored = member.store(LARGE)
@@ -281,7 +245,7 @@ async def test_a_bucket_goes_on_when_the_only_member_falls_asleep(
 async def test_members_go_on_when_the_bucket_fails(
     reader: BucketNode, lab: Lab, author: Disk
 ) -> None:
-    bucket = memory()
+    bucket = memory_bucket()
     pushed(author, bucket, LARGE)
     member = await lab.node("member")
     stored = member.store(LARGE)
@@ -373,7 +337,7 @@ async def test_whatever_a_server_does_another_bucket_brings_the_right_bytes(
     fault: faults.Fault,
 ) -> None:
     mirror, stored = mirrored
-    bucket = memory()
+    bucket = memory_bucket()
     pushed(author, bucket, LARGE)
     faulty.fault = fault
     reader.use(mirror, bucket)
