@@ -64,11 +64,13 @@ def append_batches(uri: str, batches: int) -> dict[str, Any]:
     return {"appended": batches * BATCH / (appended - began), "read": count / read_s}
 
 
-def append_when_told(uri: str, start_at: float, calls: int) -> dict[str, Any]:
-    """One of many processes that append from a moment on; when it began and ended."""
+def append_when_told(uri: str, gate: str, calls: int) -> dict[str, Any]:
+    """One of many processes that append when the FIFO `gate` is closed; when it began and ended."""
     subfeed = kp.load_subfeed(uri)
     subfeed.append_message(MESSAGE)
-    time.sleep(max(0.0, start_at - time.time()))
+    with open(gate, "rb") as opened:
+        print("{}", flush=True)
+        opened.read()
     began = time.time()
     for _ in range(calls):
         subfeed.append_message(MESSAGE)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from typing import Any
 
 from load import wait_for_peer
@@ -68,13 +68,17 @@ def _together(settings: Settings, node: NodeProcess, uri: str) -> Row:
     """Processes, not threads of one: these would wait for each other's interpreter."""
     calls, rates = settings.calls(150), []
     for number in settings.times(3):
-        # The last of them needs some seconds to start.
-        start_at = time.time() + (2 if settings.quick else 8)
-        subfeed = uri.replace("main", f"together{number}")
+        subfeed, gate = uri.replace("main", f"together{number}"), settings.directory / "gate"
+        os.mkfifo(gate)
+        shut = os.open(gate, os.O_RDWR)
         begun = [
-            _begin(node, "feeds_clients.append_when_told", subfeed, start_at, calls)
+            _begin(node, "feeds_clients.append_when_told", subfeed, str(gate), calls)
             for _ in range(CLIENTS)
         ]
+        for process in begun:
+            _wait_until_ready(process)
+        os.close(shut)
+        gate.unlink()
         spans = [_answer(process) for process in begun]
         seconds = max(one["ended"] for one in spans) - min(one["began"] for one in spans)
         rates.append(CLIENTS * calls / seconds)
@@ -89,8 +93,7 @@ def _together(settings: Settings, node: NodeProcess, uri: str) -> Row:
 def _heard(settings: Settings, alice: NodeProcess, bob: NodeProcess, uri: str) -> Row:
     calls = settings.calls(500)
     hearing = _begin(bob, "feeds_clients.hear_times", uri, calls)
-    assert hearing.stdout is not None
-    hearing.stdout.readline()
+    _wait_until_ready(hearing)
     child(alice.environment, "feeds_clients.append_times", uri, calls)
     waits = sorted(_answer(hearing)["waits_ms"])
     late = waits[int(0.99 * len(waits))]
@@ -115,6 +118,12 @@ def _begin(node: NodeProcess, function: str, *arguments: Any) -> subprocess.Pope
     json.dump(arguments, process.stdin)
     process.stdin.close()
     return process
+
+
+def _wait_until_ready(process: subprocess.Popen[str]) -> None:
+    """It says so with a line."""
+    assert process.stdout is not None
+    process.stdout.readline()
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
