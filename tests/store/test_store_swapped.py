@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def test_directories_that_are_forgotten_meanwhile_are_made_all_the_same(tmp_path
             directories.forget()
 
     forgetting = threading.Thread(target=forget)
+    # Else the one that forgets has the interpreter for 5 ms, each time it is let in.
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     forgetting.start()
     try:
         for number in range(2_000):
@@ -100,5 +104,6 @@ def test_directories_that_are_forgotten_meanwhile_are_made_all_the_same(tmp_path
             directories.make_unsynced(path, Made())
             assert os.path.isdir(path)
     finally:
+        sys.setswitchinterval(interval_s)
         ended.set()
         forgetting.join()
