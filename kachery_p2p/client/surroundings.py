@@ -63,7 +63,7 @@ def _said() -> _Said:
     raw = getattr(os.environ, "_data", None)
     if raw is None:
         return [os.environ.get(name) for name in _NAMES]
-    return [raw.get(name) for name in _RAW_NAMES]
+    return list(map(raw.get, _RAW_NAMES))
 
 
 def _worked_out() -> Surroundings:

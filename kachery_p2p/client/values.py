@@ -78,9 +78,9 @@ def _store(data: bytes, label: str, channels: Channels, access_group: str | None
         from kachery_p2p.client import sealing
 
         return sealing.store_value(data, label, channels, access_group)
-    from kachery_p2p.client import storing
+    from kachery_p2p.client.storing import store_value
 
-    return storing.store_value(data, label, channels)
+    return store_value(data, label, channels)
 
 
 def store_object(value: Any, label: str | None = None, *, channels: Channels = None) -> str:

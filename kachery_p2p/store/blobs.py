@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.manifests import Manifest, RootObject
+from kachery_p2p.content.manifests import Manifest, RootObject, chunk_hashes
 from kachery_p2p.errors import (
     KacheryError,
     NotFoundError,
@@ -31,7 +31,7 @@ from kachery_p2p.store.cleanup import sweep
 from kachery_p2p.store.copying import copy_whole, destination_of
 from kachery_p2p.store.durable import DurableDirectories
 from kachery_p2p.store.groups import Group, Item, Outcome
-from kachery_p2p.store.hashing import hash_bytes, hash_chunk
+from kachery_p2p.store.hashing import hash_bytes, sha1_of_chunk
 from kachery_p2p.store.index import Index
 from kachery_p2p.store.intake import Intake, Progress, quietly, settled_status
 from kachery_p2p.store.known_files import KnownFiles
@@ -110,11 +110,16 @@ class BlobStore:
         What `named` makes durable of its own, told of the content when that has its name, is
         on the disk with it: together they take less time. What it raises is raised.
         """
-        hashes = hash_chunk(data) if 0 < len(data) <= CHUNK_BYTES else None
-        kept = self._small.put(data, hashes, named) if hashes else None
-        if kept is None:
-            kept = self._put_whole(data, hashes.manifest if hashes else hash_bytes(data))
-            named(kept.content)
+        if 0 < len(data) <= CHUNK_BYTES:
+            content, sha1 = sha1_of_chunk(data)
+            kept = self._small.put(data, content, sha1, named)
+            if kept is not None:
+                return kept
+            manifest = chunk_hashes(content, sha1, data).manifest
+        else:
+            manifest = hash_bytes(data)
+        kept = self._put_whole(data, manifest)
+        named(kept.content)
         return kept
 
     def _put_whole(self, data: bytes, manifest: Manifest) -> Stored:

@@ -1,26 +1,27 @@
 """Both hashes of a file, read through the page cache while the file is still being written.
 
-SHA-1 cannot be cut into parallel pieces and is the slowest part of storing (0.6 s a
-GiB), so it runs in a thread of its own, a bounded distance behind the writer, while
-the writer's thread computes the chunk hashes. It is the *copy* that is read: a source
-that changes meanwhile cannot come between the bytes and their name.
+SHA-1 cannot be cut into parallel pieces and is the slowest part of storing (0.6 to 1.3 s a
+GiB), so it runs in a thread of its own and does nothing else: the writer's thread reads what it
+has written, computes the chunk hashes, and hands the chunks on in memory. It is the *copy* that
+is read: a source that changes meanwhile cannot come between the bytes and their name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import threading
 from types import TracebackType
 
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.content.manifests import ChunkHashes, Manifest, ManifestBuilder, chunk_hashes
-from kachery_p2p.limits import CHUNK_BYTES, COPY_BUFFERS_MAX
+from kachery_p2p.limits import CHUNK_BYTES, HASH_BUFFERS_MAX
 
-# How much is copied in one call. Below this a thread costs more than it saves.
+# How much is copied in one call.
 STEP_BYTES = 8 * CHUNK_BYTES
-# What lies between the writer and SHA-1 must still be in the page cache: 64 MiB.
-BEHIND_BYTES_MAX = COPY_BUFFERS_MAX * STEP_BYTES
+# Fewer chunks than this are hashed at the end: a thread would cost more than it saves.
+_THREAD_CHUNKS_MIN = 9
 
 
 class FileHashes:
@@ -30,8 +31,7 @@ class FileHashes:
         self._fd = fd
         self._chunks = ManifestBuilder()
         self._chunked = 0
-        self._buffer = bytearray()
-        self._sha1 = _Sha1Thread(fd)
+        self._sha1 = _Sha1()
 
     def __enter__(self) -> FileHashes:
         return self
@@ -48,7 +48,6 @@ class FileHashes:
         """The first `size` bytes are written. Waits while SHA-1 is too far behind."""
         while size - self._chunked >= CHUNK_BYTES:
             self._take_chunk(CHUNK_BYTES)
-        self._sha1.grown(size)
 
     def finish(self, size: int) -> Manifest:
         """The manifest of the file, which has `size` bytes. Raises OSError if it cannot be read."""
@@ -58,93 +57,74 @@ class FileHashes:
         return self._chunks.finish(self._sha1.finish())
 
     def _take_chunk(self, length: int) -> None:
-        if len(self._buffer) < length:
-            self._buffer = bytearray(length)
-        self._chunks.update(
-            read_exactly(self._fd, memoryview(self._buffer)[:length], self._chunked)
-        )
+        buffer = self._sha1.buffer()
+        chunk = read_exactly(self._fd, memoryview(buffer)[:length], self._chunked)
+        self._chunks.update(chunk)
+        self._sha1.take(buffer, length)
         self._chunked += length
 
 
-class _Sha1Thread:
-    """SHA-1 of a growing file. The thread starts when the file has become worth one."""
+class _Sha1:
+    """SHA-1 of chunks in order, in a thread as soon as they are worth one.
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    Of each chunk first a `buffer` is asked for, which is used again when it has been hashed.
+    """
+
+    def __init__(self) -> None:
         self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._buffer = bytearray()
-        self._changed = threading.Condition()
-        self._written = 0
-        self._hashed = 0
-        self._ended = False
-        self._failure: Exception | None = None
+        self._buffers = 0
+        # Both in C: a `Queue` runs sixty lines of Python a chunk.
+        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._handed: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._stopped = False
 
-    def grown(self, size: int) -> None:
-        if self._thread is None and size > STEP_BYTES:
-            self._thread = threading.Thread(target=self._follow, name="sha1", daemon=True)
-            self._thread.start()
-        with self._changed:
-            self._written = size
-            self._changed.notify_all()
-            while self._thread and not self._failure and size - self._hashed > BEHIND_BYTES_MAX:
-                self._changed.wait()
-        self._check()
+    def buffer(self) -> bytearray:
+        """For the next chunk. Waits while too many are still to be hashed."""
+        if self._buffers < HASH_BUFFERS_MAX and self._free.empty():
+            self._buffers += 1
+            if self._buffers == _THREAD_CHUNKS_MIN:
+                self._thread = threading.Thread(target=self._follow, name="sha1", daemon=True)
+                self._thread.start()
+            return bytearray(CHUNK_BYTES)
+        return self._free.get()
+
+    def take(self, buffer: bytearray, length: int) -> None:
+        """The next chunk, at the begin of its buffer, which is not the caller's any more."""
+        self._handed.put((buffer, length))
 
     def finish(self) -> ContentHash:
-        if self._thread is None:
-            self._hash_to(self._written)
-        else:
-            self._end()
-            self._check()
+        """The SHA-1 of all chunks."""
+        self._end()
+        if self._failure is not None:
+            raise self._failure
         return ContentHash(self._sha1.hexdigest())
 
     def stop(self) -> None:
-        """End the thread, whatever is left to hash."""
-        with self._changed:
-            self._written = min(self._written, self._hashed)
+        """End the thread, whatever is left to hash. Harmless twice."""
+        self._stopped = True
         self._end()
 
     def _end(self) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        self._handed.put(None)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        elif not self._stopped:
+            self._follow()
 
     def _follow(self) -> None:
-        try:
-            while (target := self._wait_for_more()) is not None:
-                self._hash_to(target)
-        except Exception as error:
-            with self._changed:
+        """Hash what is handed on, until None. Goes on taking after a failure: nobody waits long."""
+        while (handed := self._handed.get()) is not None:
+            buffer, length = handed
+            try:
+                if not self._stopped and self._failure is None:
+                    self._sha1.update(memoryview(buffer)[:length])
+            except Exception as error:
                 self._failure = error
-                self._changed.notify_all()
-
-    def _wait_for_more(self) -> int | None:
-        with self._changed:
-            while self._written <= self._hashed:
-                if self._ended:
-                    return None
-                self._changed.wait()
-            # One chunk at a time, so that `stop` and a waiting writer are noticed soon.
-            return min(self._written, self._hashed + CHUNK_BYTES)
-
-    def _hash_to(self, target: int) -> None:
-        while self._hashed < target:
-            length = min(CHUNK_BYTES, target - self._hashed)
-            if len(self._buffer) < length:
-                self._buffer = bytearray(length)
-            self._sha1.update(
-                read_exactly(self._fd, memoryview(self._buffer)[:length], self._hashed)
-            )
-            with self._changed:
-                self._hashed += length
-                self._changed.notify_all()
+            finally:
+                self._free.put(buffer)
 
 
 def hash_file(fd: int, size: int) -> Manifest:
@@ -171,8 +151,14 @@ def hash_bytes(data: bytes | memoryview) -> Manifest:
 
 def hash_chunk(data: bytes | memoryview) -> ChunkHashes:
     """The hashes of a content of 1 byte to 1 MiB that is in memory."""
+    content, sha1 = sha1_of_chunk(data)
+    return chunk_hashes(content, sha1, data)
+
+
+def sha1_of_chunk(data: bytes | memoryview) -> tuple[ContentHash, bytes]:
+    """Its SHA-1, as a name and as a digest."""
     sha1 = hashlib.sha1(data, usedforsecurity=False)
-    return chunk_hashes(ContentHash(sha1.hexdigest()), sha1.digest(), data)
+    return ContentHash(sha1.hexdigest()), sha1.digest()
 
 
 def read_exactly(fd: int, buffer: memoryview, offset: int) -> memoryview:

@@ -2,9 +2,10 @@
 
 Most of what is stored is such, and one by one: the disk takes a few hundred microseconds,
 and the general way (`placing`) as long around its system calls, because anything may have
-happened to the store meanwhile. This way takes the same steps in the same order with the
-same syncs, but looks for nothing beforehand. Whatever it meets that a new content in a
-sound store does not, it stops at, and the general way begins again from the bytes.
+happened to the store meanwhile. This way takes the same steps with the same syncs, but looks
+for nothing beforehand, and does what needs no disk while the disk takes the bytes. Whatever it
+meets that a new content in a sound store does not, it stops at, and the general way begins
+again from the bytes.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 from collections.abc import Callable
 
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.content.manifests import ChunkHashes
+from kachery_p2p.content.manifests import chunk_hashes
 from kachery_p2p.store.backlog import Remembered
 from kachery_p2p.store.durable import (
     DurableDirectories,
     Made,
     rename_new,
+    start_write_back,
     sync_directory,
     sync_file,
     write_all,
@@ -52,14 +54,15 @@ class SmallObjects:
         self._index = index
         self._make_room = make_room
 
-    def put(self, data: bytes, hashes: ChunkHashes, named: Named = ignored) -> Stored | None:
-        """Store `data`, whose `hashes` these are; durable when it returns.
+    def put(
+        self, data: bytes, content: ContentHash, sha1: bytes, named: Named = ignored
+    ) -> Stored | None:
+        """Store `data`, which has this SHA-1; durable when it returns.
 
         None, and nothing is stored, if it is not new, or the store is not as it was left.
         Otherwise `named` is told once it has its name, before that is durable, so that both
         may become so together. Raises a StoreError, and what `named` raises.
         """
-        content, root = hashes.content, hashes.root
         # One question instead of two: what was never hashed here is not stored as far as we
         # know, and has no root from which this one might differ.
         if self._index.pinned_root(content) is not None:
@@ -68,22 +71,25 @@ class SmallObjects:
         with writing_to(self._top), TempFile(self._directories) as temp:
             self._make_room(len(data))
             write_all(temp.fd, data, 0)
+            # All that needs no disk is done while the disk takes the bytes.
+            start_write_back(temp.fd, 0, len(data))
+            hashes = chunk_hashes(content, sha1, data)
             if not self._place(temp, path, lambda: named(content)):
                 return None
             status = os.fstat(temp.fd)
-        self._objects.tell_index(Remembered(content, hashes, root, status))
-        return Stored(content, root, len(data), path)
+        self._objects.tell_index(Remembered(content, hashes, hashes.root, status))
+        return Stored(content, hashes.root, len(data), path)
 
     def _place(self, temp: TempFile, path: str, named: Callable[[], None]) -> bool:
         """The bytes, the name, what `named` writes, then the directories on the way are on disk.
 
         False if it has no name: something stands there, or a directory is gone.
         """
-        os.fchmod(temp.fd, 0o444)
-        sync_file(temp.fd)
         parent, made = parent_of(path), Made()
         try:
             self._directories.make_unsynced(parent, made)
+            os.fchmod(temp.fd, 0o444)
+            sync_file(temp.fd)
             rename_new(temp.path, path)
         except FileExistsError:
             return False
