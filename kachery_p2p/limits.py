@@ -430,6 +430,15 @@ LIAR_DROPPED_S = 600.0
 DEALT_CHUNKS = 4
 # Sources of one download at once: with more, deciding who brings what takes longer than it saves.
 SOURCES_MAX = 8
+# One source that brings this much may be all that this node can take in (SHA-1 takes 500 MB a
+# second): whether all together bring more by this factor is tried, for so long, after a while, and
+# again after a longer one. Less is noticed this soon, and then all are asked.
+CREW_ENOUGH_BYTES_PER_S = 128 << 20
+CREW_GAIN_MIN = 1.15
+CREW_LOOK_S = 0.1
+CREW_MEASURED_S = 0.5
+CREW_TRY_S = 4.0
+CREW_AGAIN_S = 30.0
 # Who else has a content that is being downloaded is asked again after the first of these, doubling
 # to the second: of those who began at the same time nobody has heard at first. When a member comes
 # or goes it is asked at once, though no sooner than after the first.

@@ -22,12 +22,13 @@ from kachery_p2p.errors import (
     LoadFileError,
     UriInconsistentError,
 )
-from kachery_p2p.limits import FETCH_LINGER_S, SOURCES_LOOK_S_MIN, SOURCES_MAX
+from kachery_p2p.limits import CREW_LOOK_S, FETCH_LINGER_S, SOURCES_MAX
 from kachery_p2p.network.session import one_error
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.objects import Opened
 from kachery_p2p.store.partials import Partial
 from kachery_p2p.transfer.assembly import Assembly
+from kachery_p2p.transfer.crew import Crew
 from kachery_p2p.transfer.partial_serving import Offers, PassingOn
 from kachery_p2p.transfer.progress import (
     FETCHING,
@@ -86,6 +87,7 @@ class Fetch:
         self._schedule = ChunkSchedule(0)
         # The sources at work, by node.
         self._active: dict[str, Source] = {}
+        self._crew = Crew()
         self._changed = trio.Event()
         self._cancel = trio.CancelScope()
         self._joined = trio.Event()
@@ -193,23 +195,23 @@ class Fetch:
         """All that is wanted, from as many sources as there are, also those that have rested."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._suppliers.look_for_ever, self._schedule_changed)
-            while not self._has_all:
+            while not (self._finished or (self._object and self._schedule.satisfied)):
                 source = await self._recruit()
                 if source is not None:
+                    if not self._active:
+                        self._crew.begins(self.progress.received, trio.current_time())
                     self._at_work(source)
                     nursery.start_soon(self._take_from, source)
                     continue
                 if not self._active:
                     # Who was to begin could not, or brought everything.
                     continue
-                with trio.move_on_after(SOURCES_LOOK_S_MIN):
+                self._crew.look(self.progress.received, trio.current_time())
+                self._crew.choose(self._active, self._schedule.delivered_bytes)
+                with trio.move_on_after(CREW_LOOK_S):
                     await self._changed.wait()
             # What slower sources still owe is here already.
             nursery.cancel_scope.cancel()
-
-    @property
-    def _has_all(self) -> bool:
-        return self._finished or (self._object is not None and self._schedule.satisfied)
 
     async def _recruit(self) -> Source | None:
         """A source that is not at work yet; None if nobody more is to be had just now.
@@ -218,7 +220,7 @@ class Fetch:
         AllProvidersFailedError.
         """
         if self._active:
-            full = len(self._active) >= SOURCES_MAX
+            full = len(self._active) >= SOURCES_MAX or not self._crew.asks_all
             return None if full else self._suppliers.another(self._active)
         source = await self._suppliers.next()
         if self._object is None:
@@ -318,6 +320,7 @@ class Fetch:
             self._assembly,
             self.progress,
             self._arrived,
+            crew=self._crew,
             is_urgent=lambda chunks: any(waiter.reads(chunks) for waiter in self._waiters),
             lied=self._suppliers.lied,
         )
@@ -370,7 +373,7 @@ class Fetch:
         with trio.CancelScope(shield=True):
             partial, self._partial = self._partial, None
             assert partial is not None
-            await trio.to_thread.run_sync(self._adopt, partial, sha1)
+            await trio.to_thread.run_sync(adopt, self._blobs, partial, sha1)
             await self._stored()
             self._passing_on.end(stored=True)
             opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
@@ -382,9 +385,6 @@ class Fetch:
         with opened:
             for waiter in self._waiters:
                 waiter.take_blob(opened)
-
-    def _adopt(self, partial: Partial, sha1: str) -> None:
-        adopt(self._blobs, partial, sha1)
 
     async def _put_down(self) -> None:
         self._passing_on.end(stored=False)

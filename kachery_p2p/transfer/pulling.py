@@ -18,6 +18,7 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.session import one_error
 from kachery_p2p.transfer.arrivals import Arrival, Arrivals
 from kachery_p2p.transfer.assembly import Assembly, Copy, Piece
+from kachery_p2p.transfer.crew import Crew
 from kachery_p2p.transfer.following import Following
 from kachery_p2p.transfer.progress import TransferProgress
 from kachery_p2p.transfer.ranged import Ranged, Sink
@@ -41,10 +42,12 @@ class Pulling:
         progress: TransferProgress,
         arrived: Callable[[], None],
         *,
+        crew: Crew,
         is_urgent: Callable[[range], bool],
         lied: ToldLie,
     ) -> None:
         """`lied` is told who sent what no honest node sends, also of one that is cancelled."""
+        self._crew = crew
         self._schedule = schedule
         self._assembly = assembly
         self._partial = assembly.partial
@@ -100,6 +103,8 @@ class Pulling:
 
     async def _pull_by_stream(self, source: Source, following: Following | None) -> None:
         def next_range() -> range | None:
+            if not self._crew.may_ask(source.node):
+                return None
             return self._schedule.next_for(source.node, RANGE_CHUNKS_MAX, trio.current_time())
 
         while not self._schedule.satisfied:
@@ -176,7 +181,7 @@ class Pulling:
                 self._lied(source, str(bulk.error))
 
     def _next_in_bulk(self, source: Source, bulk: Ranged, under_way: int) -> range | None:
-        if under_way >= bulk.pipelined + BULK_PASSING:
+        if under_way >= bulk.pipelined + BULK_PASSING or not self._crew.may_ask(source.node):
             return None
         # Whoever reads a few bytes does not wait for a place behind a download.
         passing = under_way >= bulk.pipelined

@@ -26,6 +26,7 @@ from kachery_p2p.errors import (
     UriInconsistentError,
 )
 from kachery_p2p.limits import CHUNK_BYTES, HAVE_S_MAX
+from kachery_p2p.network.simulated_wire import Path as NetworkPath
 from kachery_p2p.store.blobs import Stored
 from kachery_p2p.transfer.only import Only
 from tests.bucket import faulty as faults
@@ -221,6 +222,8 @@ async def test_members_and_a_bucket_serve_one_transfer_together(
     member = await lab.node("member")
     stored = member.store(LARGE)
     await lab.together(reader, member)
+    # Else the member is enough.
+    lab.world.set_all_paths(NetworkPath(bytes_per_s=10 * CHUNK_BYTES))
     place = Counting(bucket)
     reader.use(place)
     # Known already, as to whoever loads a second range of it.

@@ -24,11 +24,11 @@ MANIFEST = hash_bytes(BYTES)
 
 
 class Honest:
-    """Brings chunks over a data stream, each after `pause_s`."""
+    """Brings chunks over a data stream, each after `pause_s`: so slowly that others are asked."""
 
     channel = "lab"
 
-    def __init__(self, node: str, pause_s: float = 0.01) -> None:
+    def __init__(self, node: str, pause_s: float = 0.05) -> None:
         self.node = self.name = node
         self.pause_s = pause_s
 

@@ -34,6 +34,7 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.limits import CHUNK_BYTES, FETCH_LINGER_S, SOURCE_REST_S, SOURCE_RETURN_S_MAX
 from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.transfer import verdicts
 from kachery_p2p.transfer.fetch import Fetch
 from kachery_p2p.transfer.progress import AT_WORK, Snapshot
 from kachery_p2p.transfer.sources import Source
@@ -712,18 +713,17 @@ async def test_who_joins_while_an_earlier_try_is_hashed_again_is_answered_once(
 
 
 async def test_who_leaves_while_the_blob_is_stored_leaves_a_blob_with_its_grant(
-    disk: Any, virtual_clock: MockClock
+    disk: Any, monkeypatch: pytest.MonkeyPatch, virtual_clock: MockClock
 ) -> None:
     world = World(disk, Member())
-    adopt = world.fetch._adopt
 
     with trio.CancelScope() as scope:
 
-        def adopt_and_cancel(partial: Any, sha1: str) -> None:
+        def adopt_and_cancel(*arguments: Any) -> None:
             trio.from_thread.run_sync(scope.cancel)
-            adopt(partial, sha1)
+            verdicts.adopt(*arguments)
 
-        world.fetch._adopt = adopt_and_cancel  # type: ignore[method-assign]
+        monkeypatch.setattr("kachery_p2p.transfer.fetch.adopt", adopt_and_cancel)
         await world.load()
     assert scope.cancelled_caught
     assert len(disk.objects()) == 1
@@ -732,18 +732,17 @@ async def test_who_leaves_while_the_blob_is_stored_leaves_a_blob_with_its_grant(
 
 
 async def test_who_leaves_while_the_bytes_turn_out_wrong_leaves_nothing(
-    disk: Any, virtual_clock: MockClock
+    disk: Any, monkeypatch: pytest.MonkeyPatch, virtual_clock: MockClock
 ) -> None:
     forgery = forged(bytes(3 * MIB), BLOB.content)
     world = World(disk, Member(forgery), blob=forgery)
-    adopt = world.fetch._adopt
     with trio.CancelScope() as scope:
 
-        def adopt_and_cancel(partial: Any, sha1: str) -> None:
+        def adopt_and_cancel(*arguments: Any) -> None:
             trio.from_thread.run_sync(scope.cancel)
-            adopt(partial, sha1)
+            verdicts.adopt(*arguments)
 
-        world.fetch._adopt = adopt_and_cancel  # type: ignore[method-assign]
+        monkeypatch.setattr("kachery_p2p.transfer.fetch.adopt", adopt_and_cancel)
         with suppress(UriInconsistentError, BaseExceptionGroup):
             await world.load()
     assert disk.objects() == []
