@@ -148,15 +148,16 @@ class OpenLog:
     @contextlib.contextmanager
     def _stopping(self) -> Iterator[None]:
         """Unless all goes well, or nothing has happened, nobody knows what is on the disk."""
-        self.is_stopped = True
+        # Not stopped meanwhile: others look at it, and would not wait for what is on its way.
         try:
             yield
         except Withdrawn:
-            self.is_stopped = False
             raise
-        except OSError as error:
-            raise refusals.stopped() from error
-        self.is_stopped = False
+        except BaseException as error:
+            self.is_stopped = True
+            if isinstance(error, OSError):
+                raise refusals.stopped() from error
+            raise
 
     def _note_progress(self) -> None:
         """Save a checkpoint if it is time to."""

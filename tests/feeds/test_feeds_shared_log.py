@@ -163,6 +163,32 @@ def test_after_a_failed_sync_of_a_program_the_node_shows_nothing_more(
     assert all_of(reopened(own)) == messages(2)
 
 
+def test_what_is_being_synced_is_waited_for_by_who_asks_meanwhile(
+    own: LogFile, program: DirectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.append(messages(1, 1))
+    begun, go_on = threading.Event(), threading.Event()
+    really = shared_log.sync_data
+
+    def sync(descriptor: int) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        really(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_log, "sync_data", sync)
+        looking = threading.Thread(target=own.absorb)
+        looking.start()
+        assert begun.wait(60)
+        # Else who has just appended would be told that nothing is there.
+        grown = own.has_grown()
+        go_on.set()
+        looking.join()
+    assert grown
+    assert not own.has_grown()
+    assert all_of(own) == messages(2)
+
+
 def failed_sync(fd: int) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
