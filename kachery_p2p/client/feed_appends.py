@@ -17,8 +17,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from kachery_p2p.client import settings
 from kachery_p2p.client.daemon import short_path
+from kachery_p2p.client.surroundings import surroundings
 from kachery_p2p.content.hashes import ContentHash, FeedId
 from kachery_p2p.errors import (
     ConfigError,
@@ -83,9 +83,10 @@ def append(
     away, and DaemonTimeoutError if it is silent, with the messages: it may have appended them, or
     do so yet, and others may have appended the same, so nothing here can tell.
     """
-    if not settings.is_own_daemon():
+    here = surroundings()
+    if not here.is_own_daemon:
         return ask(texts)
-    which = _Which(settings.config_dir(), feed, name_hash)
+    which = _Which(here.config_dir, feed, name_hash)
     known = _known.get(which)
     if known is not None:
         try:

@@ -82,23 +82,8 @@ def daemon_address() -> tuple[str, int] | None:
     return host or "127.0.0.1", _port(port) if port else DAEMON_PORT
 
 
-# Those that name another daemon than that of this configuration, at its socket.
-_ELSEWHERE = (
-    b"KACHERY_OFFLINE_STORAGE_DIR",
-    b"KACHERY_DAEMON_HOST",
-    b"KACHERY_P2P_API_HOST",
-    b"KACHERY_DAEMON_PORT",
-    b"KACHERY_P2P_API_PORT",
-    b"KACHERY_P2P_DAEMON_SOCKET",
-)
-
-
 def is_own_daemon() -> bool:
-    """Whether the daemon is that of `config_dir`, at its Unix socket; in 1 us, not 7."""
-    # `os.environ` raises two exceptions for each variable that is not set; what is behind it none.
-    variables = getattr(os.environ, "_data", None)
-    if isinstance(variables, dict) and variables.keys().isdisjoint(_ELSEWHERE):
-        return True
+    """Whether the daemon is that of `config_dir`, at its Unix socket."""
     return not is_offline() and daemon_address() is None and daemon_socket() is None
 
 

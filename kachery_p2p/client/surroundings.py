@@ -38,6 +38,8 @@ class Surroundings(NamedTuple):
     state_dir: str
     # The Unix socket of the daemon that is asked; None if it is asked over HTTP.
     daemon_socket: str | None
+    # Whether that is the daemon of `config_dir`.
+    is_own_daemon: bool
 
 
 # One: who changes the environment rarely changes it back.
@@ -74,5 +76,10 @@ def _worked_out() -> Surroundings:
     if settings.daemon_address() is None:
         socket = settings.daemon_socket() or os.path.join(config_dir, SOCKET_NAME)
     return Surroundings(
-        settings.is_offline(), settings.storage_dir(), config_dir, settings.state_dir(), socket
+        settings.is_offline(),
+        settings.storage_dir(),
+        config_dir,
+        settings.state_dir(),
+        socket,
+        settings.is_own_daemon(),
     )

@@ -112,4 +112,4 @@ def sandbox_store(sandbox: str) -> BlobStore:
     from kachery_p2p.client.surroundings import Surroundings
 
     state = os.path.join(sandbox, ".state")
-    return kept_store(Surroundings(True, sandbox, settings.config_dir(), state, None))
+    return kept_store(Surroundings(True, sandbox, settings.config_dir(), state, None, False))

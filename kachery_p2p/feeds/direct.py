@@ -39,10 +39,8 @@ from kachery_p2p.limits import (
     FEED_IN_FLIGHT_BYTES_MAX,
     FEED_PLACE_S,
     FEED_REWRITTEN_BYTES,
-    RECORD_BYTES_MAX,
-    RECORD_ENTRIES_MAX,
 )
-from kachery_p2p.store.durable import write_all
+from kachery_p2p.store.durable import start_write_back, write_all
 
 Result = TypeVar("Result")
 
@@ -129,9 +127,6 @@ class DirectLog:
         more. FeedStoppedError, after which nobody knows whether they are there; FeedBusyError,
         StorageFullError.
         """
-        size = sum(map(len, entries))
-        assert size <= RECORD_BYTES_MAX
-        assert len(entries) <= RECORD_ENTRIES_MAX
         is_first = self._is_new
         try:
             while self._is_new:
@@ -282,7 +277,10 @@ class DirectLog:
             os.ftruncate(self._entries, end)
             raise
         self._written = end + len(record)
-        following = shared._replace(size=size + len(entries), end=self._written, synced=synced)
+        # The disk takes it while the next one is told where to write.
+        start_write_back(self._entries, end, len(record))
+        size += len(entries)
+        following = Shared(shared.standing, size, self._written, synced, shared.generation)
         # If it cannot be said, the next one who writes finds the record behind what is said.
         try:
             self._writers.write(following)

@@ -97,11 +97,11 @@ def encode_record(
     assert len(entries) <= RECORD_ENTRIES_MAX
     assert 0 <= doubtful <= DOUBTFUL_BYTES_MAX
     lengths = list(map(len, entries))
-    body = b"".join((head or b"", _lengths(len(lengths)).pack(*lengths), *entries))
-    flags = doubtful << 1 | (head is not None)
-    entries_bytes = sum(lengths)
+    count, entries_bytes = len(lengths), sum(lengths)
     assert entries_bytes <= RECORD_BYTES_MAX
-    fields = _FIELDS.pack(MAGIC, flags, first, len(lengths), entries_bytes, crc32(body))
+    body = b"".join((head or b"", _lengths(count).pack(*lengths), *entries))
+    flags = doubtful << 1 | (head is not None)
+    fields = _FIELDS.pack(MAGIC, flags, first, count, entries_bytes, crc32(body))
     return b"".join((fields, _CRC.pack(crc32(fields)), body))
 
 

@@ -37,6 +37,7 @@ def as_settings_say() -> Surroundings:
         settings.config_dir(),
         settings.state_dir(),
         None if settings.daemon_address() else socket,
+        settings.is_own_daemon(),
     )
 
 
