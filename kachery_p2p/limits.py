@@ -44,8 +44,10 @@ DISK_RESERVE_BYTES = 1 << 30
 # Stores that a client process keeps open: programs change KACHERY_STORAGE_DIR between calls.
 KEPT_STORES_MAX = 4
 # Chunks in memory between the thread that copies and the one that hashes: while 8 MiB are copied
-# in one call, these are hashed.
-HASH_BUFFERS_MAX = 16
+# in one call, three of these are hashed. However many files are hashed at once, all but two a file
+# are together no more than the spare ones.
+HASH_BUFFERS_MAX = 8
+HASH_BUFFERS_SPARE_MAX = 48
 # A temporary file without a living owner is swept after this long.
 TEMP_AGE_S_MAX = 3_600.0
 # A download that no process works on, and nobody went on with for a month, is given up.

@@ -16,12 +16,14 @@ from types import TracebackType
 
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.content.manifests import ChunkHashes, Manifest, ManifestBuilder, chunk_hashes
-from kachery_p2p.limits import CHUNK_BYTES, HASH_BUFFERS_MAX
+from kachery_p2p.limits import CHUNK_BYTES, HASH_BUFFERS_MAX, HASH_BUFFERS_SPARE_MAX
 
 # How much is copied in one call.
 STEP_BYTES = 8 * CHUNK_BYTES
-# Fewer chunks than this are hashed at the end: a thread would cost more than it saves.
-_THREAD_CHUNKS_MIN = 9
+# What each has: one that is read into while the other is hashed.
+_BUFFERS_MIN = 2
+# All others, for whoever is first.
+_spare_buffers = threading.BoundedSemaphore(HASH_BUFFERS_SPARE_MAX)
 
 
 class FileHashes:
@@ -42,7 +44,9 @@ class FileHashes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._sha1.stop()
+        # An error that is kept keeps this as well, but not the buffers.
+        sha1, self._sha1 = self._sha1, _Sha1()
+        sha1.stop()
 
     def grown(self, size: int) -> None:
         """The first `size` bytes are written. Waits while SHA-1 is too far behind."""
@@ -72,26 +76,27 @@ class _Sha1:
 
     def __init__(self) -> None:
         self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._buffers = 0
+        self._buffers = self._spares = 0
+        self._taken = self._hashed = 0
         # Both in C: a `Queue` runs sixty lines of Python a chunk.
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._handed: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._stopped = False
 
     def buffer(self) -> bytearray:
         """For the next chunk. Waits while too many are still to be hashed."""
-        if self._buffers < HASH_BUFFERS_MAX and self._free.empty():
+        if self._free.empty() and self._may_have_more():
             self._buffers += 1
-            if self._buffers == _THREAD_CHUNKS_MIN:
-                self._thread = threading.Thread(target=self._follow, name="sha1", daemon=True)
-                self._thread.start()
             return bytearray(CHUNK_BYTES)
+        if self._thread is None:
+            self._begin()
         return self._free.get()
 
     def take(self, buffer: bytearray, length: int) -> None:
         """The next chunk, at the begin of its buffer, which is not the caller's any more."""
+        self._taken += length
         self._handed.put((buffer, length))
 
     def finish(self) -> ContentHash:
@@ -99,12 +104,33 @@ class _Sha1:
         self._end()
         if self._failure is not None:
             raise self._failure
+        assert self._hashed == self._taken, "chunks were not hashed"
         return ContentHash(self._sha1.hexdigest())
 
     def stop(self) -> None:
         """End the thread, whatever is left to hash. Harmless twice."""
         self._stopped = True
         self._end()
+        for _ in range(self._spares):
+            _spare_buffers.release()
+        self._spares = 0
+
+    def _may_have_more(self) -> bool:
+        if self._buffers < _BUFFERS_MIN:
+            return True
+        if self._buffers >= HASH_BUFFERS_MAX or not _spare_buffers.acquire(blocking=False):
+            return False
+        self._spares += 1
+        return True
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._follow, name="sha1", daemon=True)
+        try:
+            thread.start()
+            self._thread = thread
+        except RuntimeError:  # no more threads to be had: now, and again when the buffers are full
+            self._handed.put(None)
+            self._follow()
 
     def _end(self) -> None:
         self._handed.put(None)
@@ -121,10 +147,10 @@ class _Sha1:
             try:
                 if not self._stopped and self._failure is None:
                     self._sha1.update(memoryview(buffer)[:length])
-            except Exception as error:
+                    self._hashed += length
+            except BaseException as error:
                 self._failure = error
-            finally:
-                self._free.put(buffer)
+            self._free.put(buffer)
 
 
 def hash_file(fd: int, size: int) -> Manifest:
