@@ -434,13 +434,16 @@ DEALT_CHUNKS = 4
 SOURCES_MAX = 8
 # One source that brings this much may be all that this node can take in (SHA-1 takes 500 MB a
 # second): whether all together bring more by this factor is tried, for so long, after a while, and
-# again after a longer one. Less is noticed this soon, and then all are asked.
+# again after a longer one. Less is noticed this soon, and then all are asked, and one alone is
+# tried again after a rest that doubles. Those that are only being reached are waited for so long.
 CREW_ENOUGH_BYTES_PER_S = 128 << 20
 CREW_GAIN_MIN = 1.15
 CREW_LOOK_S = 0.1
 CREW_MEASURED_S = 0.5
 CREW_TRY_S = 4.0
 CREW_AGAIN_S = 30.0
+CREW_REST_S_MIN = 1.0
+CREW_JOIN_S_MAX = 3.0
 # Who else has a content that is being downloaded is asked again after the first of these, doubling
 # to the second: of those who began at the same time nobody has heard at first. When a member comes
 # or goes it is asked at once, though no sooner than after the first.
@@ -558,11 +561,12 @@ BUCKET_RETRY_S_MAX = 30.0
 # away busy, and what a request costs a server is divided by 8. Each has two chunks in memory.
 BUCKET_READS_MAX = 8
 BUCKET_RANGE_CHUNKS = 8
-# A server that answers in this time, and then brings as much as this, is near: its ranges are read
-# one after the other, and are larger, as nothing comes between two of them. After so many ranges
+# A server that answers in this time, and then brings about as much as a node can take in, is near:
+# its ranges are read one after the other, and are larger, as nothing comes between two of them.
+# Object stores that give 100 MB/s a stream are not: eight streams bring more. After so many ranges
 # (1 GiB) from one that is not, this is tried again: it may have been busy.
 BUCKET_NEAR_S = 0.05
-BUCKET_NEAR_BYTES_PER_S = 128 << 20
+BUCKET_NEAR_BYTES_PER_S = 256 << 20
 BUCKET_NEAR_RANGE_CHUNKS = 16
 BUCKET_FAR_RANGES = 128
 # What comes faster than this is taken in larger pieces, which then come within a quarter of a

@@ -17,8 +17,10 @@ from kachery_p2p.limits import (
     CREW_AGAIN_S,
     CREW_ENOUGH_BYTES_PER_S,
     CREW_GAIN_MIN,
+    CREW_JOIN_S_MAX,
     CREW_LOOK_S,
     CREW_MEASURED_S,
+    CREW_REST_S_MIN,
     CREW_TRY_S,
 )
 
@@ -38,7 +40,10 @@ class Crew:
     """Which of the sources at work on one blob are asked for more of it."""
 
     def __init__(self) -> None:
-        self.asks_all = False
+        # Some source has only a part: what is wanted may be elsewhere, and what is here is passed
+        # on by others that load it as well. Then all are asked.
+        self.has_parts = False
+        self._all = False
         # The one that is asked if not all are; None before there is any.
         self._only: str | None = None
         # When it was last looked at, and since when its rate is measured.
@@ -46,48 +51,72 @@ class Crew:
         self._turned_at = -math.inf
         # What all, and what one brought when they were last measured: bytes a second, and when.
         self._rates: dict[bool, tuple[float, float]] = {}
+        # How long one that was slow is not tried again: not long for a moment's pause.
+        self._rest_s = CREW_REST_S_MIN
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether all are asked."""
+        return self._all or self.has_parts
 
     def may_ask(self, node: str) -> bool:
         """Whether this source is to be asked now."""
         return self.asks_all or self._only in (None, node)
 
-    def choose(self, nodes: Collection[str], delivered: Callable[[str], int]) -> None:
-        """These are at work now; of a new crew the one that has `delivered` most is the best."""
-        if self._only not in nodes:
-            self._only = max(nodes, key=delivered, default=None)
-
     def begins(self, came: int, now: float) -> None:
         """The first source is put to work, after a time in which none was."""
-        self._turn(_Mark(now, came), asks_all=False)
+        rate, at = self._rates.get(False, (math.inf, -math.inf))
+        was_slow = rate < CREW_ENOUGH_BYTES_PER_S and now - at < CREW_AGAIN_S
+        self._turn(_Mark(now, came), to_all=self._all and was_slow)
 
-    def look(self, came: int, now: float) -> None:
-        """Decide again; so many bytes that were needed have come by now, from all sources."""
-        mark = _Mark(now, came)
-        if now - self._looked.at < CREW_LOOK_S:
-            return
+    def look(
+        self, nodes: Collection[str], delivered: Callable[[str], int], came: int, now: float
+    ) -> bool:
+        """Decide again; True if all are asked from now on.
+
+        These `nodes` are at work, of which each has `delivered` so many bytes; `came` are those
+        of all that were needed.
+        """
+        mark, asked_all = _Mark(now, came), self.asks_all
+        if self.has_parts:
+            self._looked = self._measured = mark
+        elif now - self._looked.at >= CREW_LOOK_S:
+            self._decide(mark, all(map(delivered, nodes)))
+        if self._only not in nodes:
+            self._only = max(nodes, key=delivered, default=None)
+        return self.asks_all and not asked_all
+
+    def _decide(self, mark: _Mark, is_complete: bool) -> None:
         rate, self._looked = self._looked.rate(mark), mark
-        if rate < CREW_ENOUGH_BYTES_PER_S and not self.asks_all:
-            # It may have been a moment's pause, so it is not believed for long.
-            self._rates[False] = rate, now - CREW_AGAIN_S + CREW_TRY_S
-            self._turn(mark, asks_all=True)
-        elif now - self._measured.at >= CREW_MEASURED_S:
-            rate = self._measured.rate(mark)
+        if rate < CREW_ENOUGH_BYTES_PER_S and not self._all:
+            self._rates[False] = rate, mark.at - CREW_AGAIN_S + self._rest_s
+            self._rest_s = min(2 * self._rest_s, CREW_AGAIN_S)
+            self._turn(mark, to_all=True)
+        elif self._all and not is_complete and mark.at - self._turned_at < CREW_JOIN_S_MAX:
+            # Some are only being reached.
             self._measured = mark
-            self._rates[self.asks_all] = rate, now
-            if self._is_worth_a_turn(rate, now):
-                self._turn(mark, asks_all=not self.asks_all)
+        elif mark.at - self._measured.at >= CREW_MEASURED_S:
+            rate, self._measured = self._measured.rate(mark), mark
+            self._rates[self._all] = rate, mark.at
+            if not self._all:
+                self._rest_s = CREW_REST_S_MIN
+            if self._is_worth_a_turn(rate, mark.at):
+                self._turn(mark, to_all=not self._all)
 
     def _is_worth_a_turn(self, rate: float, now: float) -> bool:
-        if self.asks_all and rate < CREW_ENOUGH_BYTES_PER_S:
+        if self._all and rate < CREW_ENOUGH_BYTES_PER_S:
             return False
-        other, at = self._rates.get(not self.asks_all, (0.0, -math.inf))
+        other, at = self._rates.get(not self._all, (0.0, -math.inf))
         if now - at >= CREW_AGAIN_S:
             # Nobody knows (any more): it is tried, though not so soon that short loads pay for it.
-            return self.asks_all or now - self._turned_at >= CREW_TRY_S
-        of_one, of_all = (other, rate) if self.asks_all else (rate, other)
-        return (of_all >= CREW_GAIN_MIN * of_one) != self.asks_all
+            return self._all or now - self._turned_at >= CREW_TRY_S
+        of_one, of_all = (other, rate) if self._all else (rate, other)
+        return (of_all >= CREW_GAIN_MIN * of_one) != self._all
 
-    def _turn(self, mark: _Mark, *, asks_all: bool) -> None:
-        self.asks_all = asks_all
+    def _turn(self, mark: _Mark, *, to_all: bool) -> None:
+        if self._all and not to_all:
+            # Whoever has brought most by now.
+            self._only = None
+        self._all = to_all
         self._looked = self._measured = mark
         self._turned_at = mark.at

@@ -206,8 +206,10 @@ class Fetch:
                 if not self._active:
                     # Who was to begin could not, or brought everything.
                     continue
-                self._crew.look(self.progress.received, trio.current_time())
-                self._crew.choose(self._active, self._schedule.delivered_bytes)
+                self._crew.has_parts = self._suppliers.has_parts
+                came, now = self.progress.received, trio.current_time()
+                if self._crew.look(self._active, self._schedule.delivered_bytes, came, now):
+                    continue
                 with trio.move_on_after(CREW_LOOK_S):
                     await self._changed.wait()
             # What slower sources still owe is here already.
@@ -216,8 +218,7 @@ class Fetch:
     async def _recruit(self) -> Source | None:
         """A source that is not at work yet; None if nobody more is to be had just now.
 
-        With nobody at work, the next one is waited for, and begins. Raises
-        AllProvidersFailedError.
+        With nobody at work, the next one is waited for. Raises AllProvidersFailedError.
         """
         if self._active:
             full = len(self._active) >= SOURCES_MAX or not self._crew.asks_all

@@ -34,7 +34,7 @@ from kachery_p2p.limits import (
     SOURCES_LOOK_S,
     SOURCES_LOOK_S_MIN,
 )
-from kachery_p2p.transfer.sources import Source
+from kachery_p2p.transfer.sources import PartialSource, Source
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,12 @@ class Suppliers:
             "source %s (node %s) lied about %s: %s", source.name, source.node, self._content, what
         )
         self._told_lie(source, what)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether any source is loading the blob itself."""
+        pool = self._pool.values()
+        return any(isinstance(one, PartialSource) and one.node not in self.liars for one in pool)
 
     def failures(self) -> list[str]:
         """Each who failed, and how, for people to read."""
