@@ -597,6 +597,8 @@ BUCKET_KNOWN_MAX = 4_096
 # A bucket that fails is asked again after this long, twice as long each time.
 BUCKET_REST_S_MIN = 1.0
 BUCKET_REST_S_MAX = 60.0
+# What uploads could not open is tried again after this.
+BUCKET_OPEN_AGAIN_S = 5.0
 # With a bucket that has the whole, members that are being dialled are waited for no longer.
 BUCKET_WHOLE_PATIENCE_S = 1.0
 # A whole object whose line breaks is gone on with, so often without anything having come.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 
 import trio
@@ -15,6 +16,7 @@ from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import KacheryError
 from kachery_p2p.limits import (
     ANNOUNCE_GRANTS_READ_MAX,
+    BUCKET_OPEN_AGAIN_S,
     RESTART_S_MAX,
     UPLOADS_AT_ONCE,
     UPLOADS_LOOK_S,
@@ -40,6 +42,7 @@ class Mirroring:
         self._woken = trio.Event()
         self._settings: dict[str, BucketSettings] = {}
         self._unusable: dict[str, str] = {}
+        self._open_again_at = 0.0
         # Made with the first bucket: it remembers what changed, for as long as nobody asks.
         self._watch: Watch | None = None
         self._broken: KacheryError | None = None
@@ -114,6 +117,8 @@ class Mirroring:
         is_new = settings != self._settings
         if is_new:
             self._open(settings)
+        else:
+            self._open_again()
         ways = {channel: line.uploads for channel, line in self._lines.items()}
         shared = {c: uploads for c, uploads in ways.items() if uploads.settings.mirror == SHARED}
         if shared and self._watch is None:
@@ -126,13 +131,28 @@ class Mirroring:
             line.stop()
         self._lines, self._unusable = {}, {}
         for channel, told in settings.items():
-            try:
-                self._lines[channel] = self._line(channel, told)
-            except KacheryError as error:
-                name = self._parts.channel_name(channel)
-                hint = f" ({error.hint})" if error.hint else ""
-                self._unusable[channel] = f"bucket of channel {name}: {error}{hint}"
+            self._open_one(channel, told)
         self._settings = settings
+
+    def _open_again(self) -> None:
+        """What could not be opened may be by now: the keys of an encrypted bucket are made anew."""
+        if time.monotonic() < self._open_again_at:
+            return
+        for channel in list(self._unusable):
+            del self._unusable[channel]
+            self._open_one(channel, self._settings[channel])
+            line = self._lines.get(channel)
+            if line is not None and line.uploads.settings.mirror == SHARED:
+                self._add_all(channel, line.uploads)
+
+    def _open_one(self, channel: str, told: BucketSettings) -> None:
+        try:
+            self._lines[channel] = self._line(channel, told)
+        except KacheryError as error:
+            name = self._parts.channel_name(channel)
+            hint = f" ({error.hint})" if error.hint else ""
+            self._unusable[channel] = f"bucket of channel {name}: {error}{hint}"
+            self._open_again_at = time.monotonic() + BUCKET_OPEN_AGAIN_S
 
     def _line(self, channel: str, told: BucketSettings) -> UploadLine:
         members, asked = self._bucketing.members.get(channel), None

@@ -17,12 +17,14 @@ from kachery_p2p.bucket.queue import DONE, LEFT_OUT, WAITING
 from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.errors import (
+    BucketError,
     BucketProviderError,
     NotFoundError,
     PeerBusyError,
     PeerError,
     PeerRefusedError,
 )
+from kachery_p2p.node import mirroring
 from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.wire.bucket_messages import LEFT_OUT as TOLD_LEFT_OUT
 from kachery_p2p.wire.bucket_messages import QUEUED
@@ -355,3 +357,27 @@ async def test_nobody_to_ask_is_said_with_what_to_do(lab: Lab, url: str) -> None
     with pytest.raises(BucketProviderError) as error:
         await members.look("sha1/x")
     assert error.value.hint and "--credentials" in error.value.hint
+
+
+async def test_a_bucket_that_uploads_could_not_open_is_tried_again(
+    lab: Lab, url: str, bucket: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirroring, "BUCKET_OPEN_AGAIN_S", 0.0)
+    node = await lab.node("alone", kind=BucketMember)
+    assert isinstance(node, BucketMember)
+    stored = node.store(SMALL)
+    problems: list[list[str]] = []
+    really = mirroring.Mirroring._line
+
+    def line(one: mirroring.Mirroring, channel: str, told: object) -> object:
+        problems.append(one.problems())
+        if len(problems) < 3:
+            raise BucketError("its keys are from before a member was removed")
+        return really(one, channel, told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mirroring.Mirroring, "_line", line)
+    await node.use(url, mirror="shared")
+    assert (await node.settled(stored.content)).state == DONE
+    assert bucket.look(stored.content) is not None
+    assert len(problems) == 3
+    assert node.mirroring.problems() == []
