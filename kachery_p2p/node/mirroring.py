@@ -118,7 +118,7 @@ class Mirroring:
         if is_new:
             self._open(settings)
         else:
-            self._open_again()
+            self._open_again(settings)
         ways = {channel: line.uploads for channel, line in self._lines.items()}
         shared = {c: uploads for c, uploads in ways.items() if uploads.settings.mirror == SHARED}
         if shared and self._watch is None:
@@ -134,13 +134,16 @@ class Mirroring:
             self._open_one(channel, told)
         self._settings = settings
 
-    def _open_again(self) -> None:
+    def _open_again(self, settings: dict[str, BucketSettings]) -> None:
         """What could not be opened may be by now: the keys of an encrypted bucket are made anew."""
         if time.monotonic() < self._open_again_at:
             return
+        # Settings that a failure made us forget may be gone by now: then so is the problem.
         for channel in list(self._unusable):
             del self._unusable[channel]
-            self._open_one(channel, self._settings[channel])
+            if channel not in settings:
+                continue
+            self._open_one(channel, settings[channel])
             line = self._lines.get(channel)
             if line is not None and line.uploads.settings.mirror == SHARED:
                 self._add_all(channel, line.uploads)

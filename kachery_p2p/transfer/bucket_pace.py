@@ -53,7 +53,7 @@ class Nearness:
     """What the ranges of one blob tell of the server. It is near until one of them is slow."""
 
     def __init__(self) -> None:
-        # Those that were begun as of a server that is near: no others took their time.
+        # Those that were begun as of a server that is near: only urgent ones were beside them.
         self._judged: set[Pace] = set()
         # How many more are to come before it is tried again.
         self._far_ranges = 0

@@ -381,3 +381,23 @@ async def test_a_bucket_that_uploads_could_not_open_is_tried_again(
     assert bucket.look(stored.content) is not None
     assert len(problems) == 3
     assert node.mirroring.problems() == []
+
+
+async def test_one_that_is_not_used_any_more_is_no_problem_after_a_failure_either(
+    lab: Lab, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirroring, "BUCKET_OPEN_AGAIN_S", 0.0)
+    node = await lab.node("alone", kind=BucketMember)
+    assert isinstance(node, BucketMember)
+
+    def line(*args: object) -> object:
+        raise BucketError("it cannot be opened")
+
+    monkeypatch.setattr(mirroring.Mirroring, "_line", line)
+    await node.use(url, mirror="shared")
+    node.mirroring._refresh()
+    assert len(node.mirroring.problems()) == 1
+    node.mirroring._settings = {}
+    node.bucketing.settings = {}
+    node.mirroring._refresh()
+    assert node.mirroring.problems() == []
