@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from kachery_p2p.feeds.appending import Appender
+from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
@@ -46,6 +47,20 @@ def files(quick_path: Path) -> Iterator[LogFiles]:
 def own(files: LogFiles) -> LogFile:
     """An own log without entries."""
     return files.own(LOG, KEY)
+
+
+@pytest.fixture
+def direct(own: LogFile) -> Iterator[Callable[[], DirectLog]]:
+    """Opens the log as a program does."""
+    made: list[DirectLog] = []
+
+    def opened() -> DirectLog:
+        made.append(DirectLog(own.path))
+        return made[-1]
+
+    yield opened
+    for log in made:
+        log.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,6 @@ from tests.feeds.feed_logs import all_of, path_of, reopened
 from tests.feeds.feed_parts import KEY, LOG, messages
 
 SUCCESSOR = FeedId("cd" * 32)
-
-
-@pytest.fixture
-def direct(own: LogFile) -> Iterator[Callable[[], DirectLog]]:
-    """Opens the log as a program does."""
-    made: list[DirectLog] = []
-
-    def opened() -> DirectLog:
-        made.append(DirectLog(own.path))
-        return made[-1]
-
-    yield opened
-    for log in made:
-        log.close()
 
 
 # --- together with the node ----------------------------------------------------------------------

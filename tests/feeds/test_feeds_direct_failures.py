@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -25,21 +25,6 @@ from kachery_p2p.feeds.writers import Standing
 from tests.feeds.direct_logs import failing, refused, said, take_in
 from tests.feeds.feed_logs import all_of, crashed, path_of, reopened
 from tests.feeds.feed_parts import messages
-
-
-@pytest.fixture
-def direct(own: LogFile) -> Iterator[Callable[[], DirectLog]]:
-    """Opens the log as a program does."""
-    made: list[DirectLog] = []
-
-    def opened() -> DirectLog:
-        made.append(DirectLog(own.path))
-        return made[-1]
-
-    yield opened
-    for log in made:
-        log.close()
-
 
 # --- what a writer leaves that was killed ---------------------------------------------------------
 

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -22,20 +22,6 @@ from kachery_p2p.feeds.writers import Standing
 from tests.feeds.direct_logs import said, take_in
 from tests.feeds.feed_logs import reopened
 from tests.feeds.feed_parts import messages
-
-
-@pytest.fixture
-def direct(own: LogFile) -> Iterator[Callable[[], DirectLog]]:
-    """Opens the log as a program does."""
-    made: list[DirectLog] = []
-
-    def opened() -> DirectLog:
-        made.append(DirectLog(own.path))
-        return made[-1]
-
-    yield opened
-    for log in made:
-        log.close()
 
 
 def at_moment(number: int, signal: Callable[[], None], do: Callable[[], object]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,20 +17,6 @@ from kachery_p2p.feeds.writers import Standing
 from tests.feeds.direct_logs import failing, refused, said, take_in
 from tests.feeds.feed_logs import path_of
 from tests.feeds.feed_parts import messages
-
-
-@pytest.fixture
-def direct(own: LogFile) -> Iterator[Callable[[], DirectLog]]:
-    """Opens the log as a program does."""
-    made: list[DirectLog] = []
-
-    def opened() -> DirectLog:
-        made.append(DirectLog(own.path))
-        return made[-1]
-
-    yield opened
-    for log in made:
-        log.close()
 
 
 def test_a_newcomer_writes_once_more_what_nobody_vouches_for(
