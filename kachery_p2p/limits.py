@@ -953,9 +953,10 @@ FEED_THREAD_LINGER_S = 0.05
 # Messages that wait to be appended: what comes beyond waits outside.
 FEED_APPEND_BYTES_MAX = 64 << 20
 FEED_APPENDS_MAX = 65_536
-# Who appends holds the lock of a subfeed for 20 us, and looks this soon whether it is free again;
-# who cannot have it for so many seconds is told.
-FEED_LOCK_PAUSE_S = 0.00005
+# Who appends holds the lock of a subfeed for 20 us, if it need not wait for the processor: where
+# many want it, looking sooner whether it is free costs them more than it brings. Who cannot have it
+# for so many seconds is told.
+FEED_LOCK_PAUSE_S = 0.0005
 FEED_LOCK_S_MAX = 10.0
 # What nobody vouches for a program writes once more at its first append: so much at a time, that
 # others get their turn, and so much is left behind for the next one.
@@ -963,6 +964,13 @@ FEED_REWRITTEN_BYTES = 4 << 20
 # A program that appends looks this often whether the file is still where it was: to look each time
 # would make each sync a third slower. Who puts a backup in its place takes longer than that.
 FEED_PLACE_S = 0.01
+# Zeros that are written ahead of short records, so that their syncs need no journal: half as much
+# as is there already, up to so much (a millisecond of a disk, every 4,000 messages); less is not
+# worth it. Who appends more than so much at once waits for the disk much longer than for the
+# journal.
+FEED_ROOM_BYTES_MAX = 1 << 20
+FEED_ROOM_BYTES_MIN = 1 << 12
+FEED_ROOM_RECORD_BYTES = 1 << 14
 # What of others' appending the node takes in at once: 20 ms of work.
 FEED_TAKEN_BYTES = 1 << 20
 # And so much, while those wait who append faster than the node takes it in, and the node is to

@@ -24,7 +24,6 @@ from kachery_p2p.feeds import refusals
 from kachery_p2p.feeds.disk import (
     NOT_WRITTEN,
     feed_error,
-    length_of,
     open_directory,
     open_file,
     read_at,
@@ -32,7 +31,8 @@ from kachery_p2p.feeds.disk import (
     sync_data,
 )
 from kachery_p2p.feeds.home import is_at_home
-from kachery_p2p.feeds.records import HEADER_BYTES, Header, encode_record
+from kachery_p2p.feeds.records import HEADER_BYTES, Header, Packed, pack
+from kachery_p2p.feeds.room import begun_end, make_room
 from kachery_p2p.feeds.tail import is_cut_short, whole_records
 from kachery_p2p.feeds.writers import Shared, Standing, Writers, busy, lock_deadline
 from kachery_p2p.limits import (
@@ -75,6 +75,8 @@ class DirectLog:
         self._syncing = threading.RLock()
         # Up to where everything was written that it knows of, and up to where it is on the disk.
         self._written = self._synced = 0
+        # Up to where the file had room when it was looked at last.
+        self._room = 0
         # Nothing was written yet through this descriptor: it was not told of failed syncs before.
         self._is_new = True
         self._is_stopped = False
@@ -128,10 +130,12 @@ class DirectLog:
         StorageFullError.
         """
         is_first = self._is_new
+        # Now: others wait for who has the lock.
+        packed = pack(entries)
         try:
             while self._is_new:
                 self._alone(self._rewrite)
-            said = self._alone(lambda: self._write(entries))
+            said = self._alone(lambda: self._write(packed))
         except OSError as error:
             if _is_real(error):
                 raise feed_error(error, self._directory) from error
@@ -183,7 +187,7 @@ class DirectLog:
             # yet to tell us, is about what it was.
             raise OpenedAnew
         self._check_place()
-        length = length_of(self._entries)
+        length = begun_end(self._entries, shared.end)
         if length < shared.end:
             raise NotHere
         if length > shared.end:
@@ -255,7 +259,7 @@ class DirectLog:
             raise NotHere
         return end
 
-    def _write(self, entries: Sequence[bytes]) -> Shared:
+    def _write(self, packed: Packed) -> Shared:
         """Write the record; what is said behind it. OSError if nothing of it is there."""
         shared = self._current()
         size, end = shared.size, shared.end
@@ -265,7 +269,7 @@ class DirectLog:
             with self._stopping(shared):
                 self._flush(end)
             synced = end
-        record = encode_record(size, entries, None, end - synced)
+        record = packed.record(size, end - synced)
         try:
             write_all(self._entries, record, end)
         except OSError as error:
@@ -275,11 +279,16 @@ class DirectLog:
                 self._stop(shared)
                 raise refusals.stopped() from error
             os.ftruncate(self._entries, end)
+            self._room = 0
             raise
         self._written = end + len(record)
-        # The disk takes it while the next one is told where to write.
-        start_write_back(self._entries, end, len(record))
-        size += len(entries)
+        if self._written > self._room:
+            self._room = make_room(self._entries, self._written, len(record))
+        if not self._writers.has_waited:
+            # The disk takes it while the next one is told where to write. Who waits for that has
+            # more of it if the disk is asked once less.
+            start_write_back(self._entries, end, len(record))
+        size += packed.entry_count
         following = Shared(shared.standing, size, self._written, synced, shared.generation)
         # If it cannot be said, the next one who writes finds the record behind what is said.
         try:

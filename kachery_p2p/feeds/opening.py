@@ -25,6 +25,7 @@ from kachery_p2p.errors import HeadError, LogFormatError, StateCorruptError
 from kachery_p2p.feeds.derived import Checkpoint, Derived
 from kachery_p2p.feeds.disk import read_at, rewrite, sync_data
 from kachery_p2p.feeds.records import HEADER_BYTES, MAGIC, Header, Span, decode_body
+from kachery_p2p.feeds.room import written_end
 from kachery_p2p.feeds.tail import is_cut_short
 from kachery_p2p.limits import FEED_IN_FLIGHT_BYTES_MAX, RECORD_ENTRIES_MAX
 from kachery_p2p.log.entries import ENTRY_BYTES_MAX
@@ -86,8 +87,9 @@ class Recovery:
         self._is_known = known is not None
         self._floor = max(checkpoint.end, known or 0) if self._owned else 0
         self._synced = synced
-        self._length = os.fstat(self._entries).st_size if known is None else known
-        if self._floor > os.fstat(self._entries).st_size:
+        length = written_end(self._entries, max(checkpoint.end, known or 0))
+        self._length = length if known is None else known
+        if self._floor > length:
             raise self._corrupt("the last of them are missing")
         if checkpoint != Checkpoint():
             # What it says of a copy may be of another time than the entries.

@@ -87,22 +87,42 @@ class Body(NamedTuple):
     entries: list[bytes]
 
 
-def encode_record(
-    first: int, entries: Sequence[bytes], head: bytes | None, doubtful: int = 0
-) -> bytes:
-    """The bytes of the record with these entries, and the signed head after them, if any.
+class Packed(NamedTuple):
+    """The entries of a record, and the head after them, before it is known where they go."""
 
-    `doubtful`: how many bytes before it are not known to be on the disk.
-    """
+    has_head: bool
+    entry_count: int
+    entries_bytes: int
+    checksum: int
+    body: bytes
+
+    def record(self, first: int, doubtful: int = 0) -> bytes:
+        """The bytes of the record whose first entry has the position `first`.
+
+        `doubtful`: how many bytes before it are not known to be on the disk.
+        """
+        assert 0 <= doubtful <= DOUBTFUL_BYTES_MAX
+        has_head, count, entries_bytes, checksum, body = self
+        flags = doubtful << 1 | has_head
+        fields = _FIELDS.pack(MAGIC, flags, first, count, entries_bytes, checksum)
+        return b"".join((fields, _CRC.pack(crc32(fields)), body))
+
+
+def pack(entries: Sequence[bytes], head: bytes | None = None) -> Packed:
+    """A record with these entries, and the signed head after them, if any."""
     assert len(entries) <= RECORD_ENTRIES_MAX
-    assert 0 <= doubtful <= DOUBTFUL_BYTES_MAX
     lengths = list(map(len, entries))
     count, entries_bytes = len(lengths), sum(lengths)
     assert entries_bytes <= RECORD_BYTES_MAX
     body = b"".join((head or b"", _lengths(count).pack(*lengths), *entries))
-    flags = doubtful << 1 | (head is not None)
-    fields = _FIELDS.pack(MAGIC, flags, first, count, entries_bytes, crc32(body))
-    return b"".join((fields, _CRC.pack(crc32(fields)), body))
+    return Packed(head is not None, count, entries_bytes, crc32(body), body)
+
+
+def encode_record(
+    first: int, entries: Sequence[bytes], head: bytes | None, doubtful: int = 0
+) -> bytes:
+    """The bytes of the record with these entries, and the signed head after them, if any."""
+    return pack(entries, head).record(first, doubtful)
 
 
 def entry_spans(entries: Sequence[bytes], *, has_head: bool, offset: int) -> list[Span]:

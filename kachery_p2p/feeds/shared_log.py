@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kachery_p2p.errors import FeedBusyError, StateCorruptError
 from kachery_p2p.feeds import refusals
-from kachery_p2p.feeds.disk import length_of, sync_data
+from kachery_p2p.feeds.disk import sync_data
 from kachery_p2p.feeds.opened import OpenLog, Withdrawn, write_record
 from kachery_p2p.feeds.opening import State
 from kachery_p2p.feeds.records import DOUBTFUL_BYTES_MAX, Span, encode_record, entry_spans
+from kachery_p2p.feeds.room import begun_end
 from kachery_p2p.feeds.tail import is_cut_short, whole_records
 from kachery_p2p.feeds.writers import Shared, Standing, Writers
 from kachery_p2p.limits import FEED_LOCK_S_MAX, FEED_TAKEN_ALONE_BYTES, FEED_TAKEN_BYTES
@@ -170,7 +171,7 @@ class SharedLog(OpenLog):
         """
         deadline = time.monotonic() + FEED_LOCK_S_MAX
         before, alone = math.inf, False
-        while left := length_of(self.files.entries) - self._written.end:
+        while left := self.files.written_end(self._written.end) - self._written.end:
             # Who appends faster than this reads waits meanwhile; between two pieces they write.
             alone |= left >= before
             self._absorb(alone=alone)
@@ -244,7 +245,7 @@ class SharedLog(OpenLog):
         if shared.end < written.end:
             # It could not be said.
             shared = shared._replace(size=written.frontier.size, end=written.end)
-        length = length_of(entries)
+        length = begun_end(entries, shared.end)
         if length < shared.end:
             raise self._corrupt("are fewer than they were")
         if length == shared.end:

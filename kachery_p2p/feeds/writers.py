@@ -106,6 +106,8 @@ class Writers:
         self._descriptor = descriptor
         # What was read or written last: mostly it still says the same.
         self._last: tuple[bytes, Shared | None] = b"", None
+        # True if the lock was not free when it was taken last.
+        self.has_waited = False
 
     def __enter__(self) -> None:
         """FeedBusyError if others hold the lock for too long."""
@@ -130,9 +132,11 @@ class Writers:
         """
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.has_waited = False
         except OSError as error:
             if error.errno not in _WAITS:
                 raise
+            self.has_waited = True
             self._wait(lock_deadline() if deadline is None else deadline)
 
     def read(self) -> Shared | None:
@@ -141,6 +145,13 @@ class Writers:
         if data != self._last[0]:
             self._last = data, Shared.decode(data)
         return self._last[1]
+
+    def glance(self) -> Shared | None:
+        """What it says to one without the lock, in any thread; None if it is just being said.
+
+        OSError.
+        """
+        return Shared.decode(os.pread(self._descriptor, _BYTES + 1, 0))
 
     def write(self, shared: Shared) -> None:
         """Say this from now on: of the same generation, unless the node opens the log. OSError."""

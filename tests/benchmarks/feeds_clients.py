@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ import kachery_p2p as kp
 MESSAGE = "x" * 198
 BATCH = 1_000
 _FOLLOW_MS = 20_000
+# Until then an interpreter has not seen which types its instructions meet.
+_WARMING = 50
 
 
 def create_feed() -> dict[str, Any]:
@@ -64,17 +67,24 @@ def append_batches(uri: str, batches: int) -> dict[str, Any]:
     return {"appended": batches * BATCH / (appended - began), "read": count / read_s}
 
 
-def append_when_told(uri: str, gate: str, calls: int) -> dict[str, Any]:
-    """One of many processes that append when the FIFO `gate` is closed; when it began and ended."""
+def append_when_told(uri: str, gate: str, way_out: str, calls: int) -> dict[str, Any]:
+    """One of many processes that append when the FIFO `gate` is closed.
+
+    It says when it began and ended, and leaves when `way_out` is closed: an interpreter that ends
+    takes as long as a hundred appends of those that still write.
+    """
     subfeed = kp.load_subfeed(uri)
-    subfeed.append_message(MESSAGE)
-    with open(gate, "rb") as opened:
+    with open(gate, "rb") as opened, open(way_out, "rb") as leaving:
+        for _ in range(_WARMING):
+            subfeed.append_message(MESSAGE)
         print("{}", flush=True)
         opened.read()
-    began = time.time()
-    for _ in range(calls):
-        subfeed.append_message(MESSAGE)
-    return {"began": began, "ended": time.time()}
+        began = time.time()
+        for _ in range(calls):
+            subfeed.append_message(MESSAGE)
+        print(json.dumps({"began": began, "ended": time.time()}), flush=True)
+        leaving.read()
+    return {}
 
 
 def append_times(uri: str, calls: int) -> dict[str, Any]:

@@ -66,20 +66,27 @@ def _alone(settings: Settings, node: NodeProcess, uri: str) -> list[Row]:
 
 def _together(settings: Settings, node: NodeProcess, uri: str) -> Row:
     """Processes, not threads of one: these would wait for each other's interpreter."""
-    calls, rates = settings.calls(150), []
-    for number in settings.times(3):
-        subfeed, gate = uri.replace("main", f"together{number}"), settings.directory / "gate"
-        os.mkfifo(gate)
-        shut = os.open(gate, os.O_RDWR)
+    calls, rates = settings.calls(600), []
+    for number in settings.times(5):
+        subfeed = uri.replace("main", f"together{number}")
+        gates = [settings.directory / name for name in ("gate", "way-out")]
+        for gate in gates:
+            os.mkfifo(gate)
+        shut = [os.open(gate, os.O_RDWR) for gate in gates]
+        names = [str(gate) for gate in gates]
         begun = [
-            _begin(node, "feeds_clients.append_when_told", subfeed, str(gate), calls)
+            _begin(node, "feeds_clients.append_when_told", subfeed, *names, calls)
             for _ in range(CLIENTS)
         ]
         for process in begun:
-            _wait_until_ready(process)
-        os.close(shut)
-        gate.unlink()
-        spans = [_answer(process) for process in begun]
+            _line(process)
+        os.close(shut[0])
+        spans = [json.loads(_line(process)) for process in begun]
+        os.close(shut[1])
+        for process in begun:
+            _answer(process)
+        for gate in gates:
+            gate.unlink()
         seconds = max(one["ended"] for one in spans) - min(one["began"] for one in spans)
         rates.append(CLIENTS * calls / seconds)
     rate = sample(rates, "/s")
@@ -93,7 +100,7 @@ def _together(settings: Settings, node: NodeProcess, uri: str) -> Row:
 def _heard(settings: Settings, alice: NodeProcess, bob: NodeProcess, uri: str) -> Row:
     calls = settings.calls(500)
     hearing = _begin(bob, "feeds_clients.hear_times", uri, calls)
-    _wait_until_ready(hearing)
+    _line(hearing)
     child(alice.environment, "feeds_clients.append_times", uri, calls)
     waits = sorted(_answer(hearing)["waits_ms"])
     late = waits[int(0.99 * len(waits))]
@@ -120,10 +127,10 @@ def _begin(node: NodeProcess, function: str, *arguments: Any) -> subprocess.Pope
     return process
 
 
-def _wait_until_ready(process: subprocess.Popen[str]) -> None:
-    """It says so with a line."""
+def _line(process: subprocess.Popen[str]) -> str:
+    """The next line that it says."""
     assert process.stdout is not None
-    process.stdout.readline()
+    return process.stdout.readline()
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:

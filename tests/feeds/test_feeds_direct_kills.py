@@ -28,9 +28,11 @@ KILLED = """
 import json, os, sys
 sys.path.insert(0, os.getcwd())
 import fcntl
+from kachery_p2p.feeds import room
 from kachery_p2p.feeds.direct import DirectLog
 from tests.feeds.feed_parts import messages
 path, told, halves = sys.argv[1], sys.argv[2], sys.argv[3] == "halves"
+room.FEED_ROOM_BYTES_MIN = int(sys.argv[4])
 CALLS = ("open", "pread", "pwrite", "lseek", "stat", "fdatasync", "ftruncate")
 
 def live():
@@ -58,7 +60,6 @@ def count_down(module, names, left=[0]):
         wrapped(name)
     return left
 
-number = int(sys.argv[4])
 for number in range(1, 200):
     child = os.fork()
     if not child:
@@ -83,14 +84,15 @@ for number in range(1, 200):
 """
 
 
+@pytest.mark.parametrize("room_bytes", [1, 1 << 20], ids=["room", "no room"])
 @pytest.mark.parametrize("how", ["before", "halves"])
 def test_a_kill_at_any_step_of_a_program_loses_nothing(
-    own: LogFile, quick_path: Path, how: str
+    own: LogFile, quick_path: Path, how: str, room_bytes: int
 ) -> None:
     told = quick_path / "told"
     told.write_text("0")
     answer = subprocess.run(
-        [sys.executable, "-c", KILLED, own.path, str(told), how, "0"],
+        [sys.executable, "-c", KILLED, own.path, str(told), how, str(room_bytes)],
         capture_output=True,
         text=True,
     )

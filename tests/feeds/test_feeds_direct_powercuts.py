@@ -10,7 +10,7 @@ CUTS = """
 import errno, fcntl, json, os, random, struct, subprocess, sys, threading
 sys.path.insert(0, os.getcwd())
 from kachery_p2p.errors import KacheryError
-from kachery_p2p.feeds import opened, writers
+from kachery_p2p.feeds import opened, room, writers
 from kachery_p2p.feeds.direct import DirectLog, NotHere
 from kachery_p2p.feeds.log_files import LogFiles
 from tests.feeds.feed_parts import KEY, LOG, messages
@@ -22,6 +22,8 @@ EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 told = {"cut": 0, "lost": 0, "wrong": 0, "kept": 0}
 lock = threading.Lock()
 left = 0
+# From the first record on.
+room.FEED_ROOM_BYTES_MIN = 1
 
 def step():
     global left
@@ -73,7 +75,8 @@ for cycle in range(1, cycles + 1):
         subprocess.run(["mount", "-o", "loop", image, disk], check=True)
         known = []
     files = LogFiles(disk + "/feeds")
-    left = rng.randrange(8, 80)
+    # Not while it is opened, which is for the node alone.
+    left = rng.randrange(16, 88)
     os.fsync, os.fdatasync = map(hooked, really)
     kept = {}
     own = files.own(LOG, KEY)

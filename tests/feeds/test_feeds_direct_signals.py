@@ -17,7 +17,7 @@ from kachery_p2p.errors import FeedBusyError, FeedStoppedError
 from kachery_p2p.feeds import writers as writers_module
 from kachery_p2p.feeds.direct import DirectLog, NotHere
 from kachery_p2p.feeds.log_file import LogFile
-from kachery_p2p.feeds.records import encode_record
+from kachery_p2p.feeds.records import Packed
 from kachery_p2p.feeds.writers import Standing
 from tests.feeds.direct_logs import said, take_in
 from tests.feeds.feed_logs import reopened
@@ -199,12 +199,13 @@ def test_who_waits_for_another_thread_and_then_for_other_programs_has_one_deadli
     monkeypatch.setattr(writers_module, "FEED_LOCK_S_MAX", 0.05)
     inside, go = threading.Event(), threading.Event()
 
-    def encode(*about: Any) -> bytes:
+    def record(*about: Any) -> bytes:
         inside.set()
         assert go.wait(10)
-        return encode_record(*about)
+        return encoded(*about)
 
-    monkeypatch.setattr("kachery_p2p.feeds.direct.encode_record", encode)
+    encoded = Packed.record
+    monkeypatch.setattr(Packed, "record", record)
     thread = threading.Thread(target=log.append, args=[messages(1, 1)])
     thread.start()
     try:
