@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 
 import pytest
 
 from kachery_p2p.errors import StateCorruptError
 from kachery_p2p.feeds import direct as direct_module
-from kachery_p2p.feeds import writers as writers_module
 from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
@@ -235,7 +235,7 @@ def test_who_had_to_wait_for_others_asks_the_disk_once_less(
     other = Writers(os.open(path_of(own, "writers"), os.O_RDWR))
     other.take()
     # While it sleeps the other one is done.
-    monkeypatch.setattr(writers_module.time, "sleep", lambda s: other.__exit__(None, None, None))
+    monkeypatch.setattr(time, "sleep", lambda s: other.__exit__(None, None, None))
     log.append(messages(1, 8))
     other.close()
     assert len(asked) == 1
