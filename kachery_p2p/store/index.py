@@ -269,9 +269,9 @@ class Rows:
 
 
 def _remember(connection: sqlite3.Connection, objects: Sequence[Rows]) -> None:
-    connection.executemany(
-        "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", [one.row for one in objects]
-    )
+    # In the order of the table, so that neighbours are written one after the other.
+    rows = sorted(one.row for one in objects)
+    connection.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", rows)
     connection.executemany(
         "INSERT OR REPLACE INTO pages VALUES (?, ?, ?)",
         [page for one in objects for page in one.of_pages],

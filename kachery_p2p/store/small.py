@@ -21,10 +21,10 @@ from kachery_p2p.store.durable import (
     Made,
     rename_new,
     start_write_back,
+    storage_error,
     sync_directory,
     sync_file,
     write_all,
-    writing_to,
 )
 from kachery_p2p.store.index import Index
 from kachery_p2p.store.objects import Objects, Stored
@@ -68,19 +68,22 @@ class SmallObjects:
         if self._index.pinned_root(content) is not None:
             return None
         path = blob_path(self._top, content)
-        with writing_to(self._top), TempFile(self._directories) as temp:
-            self._make_room(len(data))
-            write_all(temp.fd, data, 0)
-            # All that needs no disk is done while the disk takes the bytes.
-            start_write_back(temp.fd, 0, len(data))
-            hashes = chunk_hashes(content, sha1, data)
-            if not self._place(temp, path, lambda: named(content)):
-                return None
-            status = os.fstat(temp.fd)
+        try:
+            with TempFile(self._directories) as temp:
+                self._make_room(len(data))
+                write_all(temp.fd, data, 0)
+                # All that needs no disk is done while the disk takes the bytes.
+                start_write_back(temp.fd, 0, len(data))
+                hashes = chunk_hashes(content, sha1, data)
+                if not self._place(temp, path, content, named):
+                    return None
+                status = os.fstat(temp.fd)
+        except OSError as error:
+            raise storage_error(error, self._top) from error
         self._objects.tell_index(Remembered(content, hashes, hashes.root, status))
         return Stored(content, hashes.root, len(data), path)
 
-    def _place(self, temp: TempFile, path: str, named: Callable[[], None]) -> bool:
+    def _place(self, temp: TempFile, path: str, content: ContentHash, named: Named) -> bool:
         """The bytes, the name, what `named` writes, then the directories on the way are on disk.
 
         False if it has no name: something stands there, or a directory is gone.
@@ -99,7 +102,7 @@ class SmallObjects:
         temp.moved = True
         # First: what it syncs takes the names along in one commit of the journal, where it
         # lies on the same disk, and leaves the syncs below little to do. It saves a fifth.
-        named()
+        named(content)
         sync_directory(parent)
         self._directories.sync(made)
         return True
