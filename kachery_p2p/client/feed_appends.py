@@ -178,14 +178,13 @@ class _Line:
         return config_dir == self._config_dir and (self._is_heard or now < self._rest_until)
 
     def send(self, datagram: bytes) -> bool:
-        """True if the daemon hears it, or has enough to hear just now; False at once if not."""
+        """True if the daemon hears it, and False at once if not."""
         if self._socket is None or not self._is_heard:
             return False
         try:
             self._socket.send(datagram)
         except BlockingIOError:
-            # Many append: to try it with every message would cost all of them more than it brings.
-            return True
+            return False  # it has enough to hear
         except OSError:
             # Not closed while another thread may be at it: its number would be another file's.
             self._is_heard = False

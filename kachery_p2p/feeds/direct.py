@@ -32,8 +32,8 @@ from kachery_p2p.feeds.disk import (
 )
 from kachery_p2p.feeds.home import is_at_home
 from kachery_p2p.feeds.records import HEADER_BYTES, Header, Packed, pack
-from kachery_p2p.feeds.room import begun_end, make_room
-from kachery_p2p.feeds.tail import is_cut_short, whole_records
+from kachery_p2p.feeds.room import begun_end, make_room, written_end
+from kachery_p2p.feeds.tail import caught_up, whole_records
 from kachery_p2p.feeds.writers import Shared, Standing, Writers, busy, lock_deadline
 from kachery_p2p.limits import (
     FEED_IN_FLIGHT_BYTES_MAX,
@@ -187,11 +187,16 @@ class DirectLog:
             # yet to tell us, is about what it was.
             raise OpenedAnew
         self._check_place()
-        length = begun_end(self._entries, shared.end)
-        if length < shared.end:
+        # What a disk lost that was away and is back may have later pages than the first.
+        written = (written_end if self._is_new else begun_end)(self._entries, shared.end)
+        if written < shared.end:
             raise NotHere
-        if length > shared.end:
-            shared = self._caught_up(shared, length)
+        if written > shared.end:
+            known = caught_up(self._entries, shared.size, shared.end, written)
+            if known is None:
+                raise NotHere
+            shared = shared._replace(size=known[0], end=known[1])
+            self._room = 0  # it may have been cut off
         self._written = shared.end
         return shared
 
@@ -208,17 +213,6 @@ class DirectLog:
             if inodes != self._inodes:
                 raise NotHere
             self._looked_at = now
-
-    def _caught_up(self, shared: Shared, length: int) -> Shared:
-        """With what a writer left that was killed before it could say so."""
-        size, end = shared.size, shared.end
-        for record in whole_records(self._entries, size, end, length):
-            size, end = record.header.end, record.end
-        if end < length:
-            if not is_cut_short(self._entries, end, length):
-                raise NotHere
-            os.ftruncate(self._entries, end)
-        return shared._replace(size=size, end=end)
 
     def _rewrite(self) -> None:
         """Write once more what nobody vouches for, a part of it at a time, until it is not new.

@@ -29,7 +29,7 @@ from kachery_p2p.feeds.disk import (
 )
 from kachery_p2p.feeds.names import HEAD_TAG
 from kachery_p2p.feeds.records import Span
-from kachery_p2p.feeds.room import begun_end
+from kachery_p2p.feeds.room import noticed_end
 from kachery_p2p.feeds.writers import Writers
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.log.heads import LogId
@@ -99,13 +99,13 @@ class OpenFiles:
             for at, length in run:
                 yield data[at - begin : at - begin + length]
 
-    def written_end(self, end: int) -> int:
-        """How far the entries are written, of which the last that is known ends at `end`.
+    def noticed_end(self, end: int) -> int:
+        """How far the entries go by what their writers say, and more if something follows.
 
-        Less than `end` if the file is shorter. A writer may not have said all of it. OSError.
+        The last that is known ends at `end`; less if the file is shorter. OSError.
         """
         said = None if self.writers is None else self.writers.glance()
-        return begun_end(self.entries, end if said is None else max(end, said.end))
+        return noticed_end(self.entries, end if said is None else max(end, said.end))
 
     def _opened(self, directory: int, name: str, undo: contextlib.ExitStack) -> int:
         fd = open_file(directory, f"{self.path}/{name}")

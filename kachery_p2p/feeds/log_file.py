@@ -25,7 +25,7 @@ from kachery_p2p.feeds.held_log import HeldLog
 from kachery_p2p.feeds.home import is_at_home, is_noted, note_home
 from kachery_p2p.feeds.opened import OpenLog, Withdrawn
 from kachery_p2p.feeds.opening import State
-from kachery_p2p.feeds.room import written_end_of
+from kachery_p2p.feeds.room import noticed_end_of
 from kachery_p2p.feeds.shared_log import Overtaken, SharedLog
 from kachery_p2p.feeds.tombstones import Tombstone
 from kachery_p2p.feeds.writers import Standing
@@ -93,10 +93,10 @@ class LogFile(HeldLog):
         opened = self._opened
         with contextlib.suppress(OSError):
             if opened is None or not opened.files.retain():
-                return written_end_of(f"{self.path}/entries", self._state.end) - self._state.end
+                return noticed_end_of(f"{self.path}/entries", self._state.end) - self._state.end
             try:
                 end = self._state.end
-                return 0 if opened.is_stopped else opened.files.written_end(end) - end
+                return 0 if opened.is_stopped else opened.files.noticed_end(end) - end
             finally:
                 opened.files.release()
         return 0

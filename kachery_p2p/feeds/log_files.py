@@ -20,7 +20,7 @@ from kachery_p2p.feeds.derived import Checkpoint
 from kachery_p2p.feeds.disk import make_directories, read_small, using
 from kachery_p2p.feeds.files import read_log_id, write_log_id
 from kachery_p2p.feeds.log_file import LogFile
-from kachery_p2p.feeds.room import written_end_of
+from kachery_p2p.feeds.room import noticed_end_of
 from kachery_p2p.feeds.writers import shut_for_good
 from kachery_p2p.limits import FEED_DESCRIPTORS_PART, FEED_FILES_OPEN_MAX
 from kachery_p2p.log.heads import NAME_BYTES, LogId, Signer
@@ -80,7 +80,7 @@ class LogFiles:
         path = self._path(log)
         with contextlib.suppress(OSError, KacheryError):
             end = Checkpoint.decode(read_small(f"{path}/checkpoint")).end
-            return written_end_of(f"{path}/entries", end) != end
+            return noticed_end_of(f"{path}/entries", end) != end
         return False
 
     def known(self) -> Iterator[LogId]:

@@ -13,7 +13,7 @@ from kachery_p2p.feeds.disk import NOT_WRITTEN, read_small, sync_data, write_sma
 from kachery_p2p.feeds.files import OpenFiles
 from kachery_p2p.feeds.opening import Recovery
 from kachery_p2p.feeds.records import encode_record, entry_spans
-from kachery_p2p.feeds.writers import shut_for_good
+from kachery_p2p.feeds.writers import Shared, shut_for_good
 from kachery_p2p.limits import FEED_CHECKPOINT_BYTES, FEED_CHECKPOINT_ENTRIES
 from kachery_p2p.log.heads import LogId, SignedHead
 from kachery_p2p.log.proofs import prove_consistency, verify_consistency
@@ -63,9 +63,9 @@ class OpenLog:
             self._release()
             raise
 
-    def _recover(self, synced: int | None = None) -> None:
+    def _recover(self, shared: Shared | None = None) -> None:
         checkpoint = Checkpoint.decode(read_small(f"{self.path}/checkpoint"))
-        self.state = self._recovery.state(checkpoint, synced=synced)
+        self.state = self._recovery.state(checkpoint, shared=shared)
         valid = checkpoint.end <= self.state.end
         self._checkpoint = checkpoint if valid else Checkpoint()
 

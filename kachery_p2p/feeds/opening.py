@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 from kachery_p2p.errors import HeadError, LogFormatError, StateCorruptError
 from kachery_p2p.feeds.derived import Checkpoint, Derived
-from kachery_p2p.feeds.disk import read_at, rewrite, sync_data
+from kachery_p2p.feeds.disk import length_of, read_at, rewrite, sync_data
 from kachery_p2p.feeds.records import HEADER_BYTES, MAGIC, Header, Span, decode_body
 from kachery_p2p.feeds.room import written_end
 from kachery_p2p.feeds.tail import is_cut_short
+from kachery_p2p.feeds.writers import Shared
 from kachery_p2p.limits import FEED_IN_FLIGHT_BYTES_MAX, RECORD_ENTRIES_MAX
 from kachery_p2p.log.entries import ENTRY_BYTES_MAX
 from kachery_p2p.log.heads import HEAD_BYTES, LogId, SignedHead
@@ -71,26 +72,30 @@ class Recovery:
         self._derived = derived
         self._owned = owned
         self._floor = 0
-        self._synced: int | None = None
+        self._shared: Shared | None = None
+        # How long the file is, and up to where it is written: behind that is room for more.
         self._length = 0
+        self._written = 0
         self._is_known = False
 
     def state(
-        self, checkpoint: Checkpoint, *, synced: int | None = None, known: int | None = None
+        self, checkpoint: Checkpoint, *, shared: Shared | None = None, known: int | None = None
     ) -> State:
         """What the files come to, on disk. StateCorruptError or OSError.
 
-        `synced`: up to where all is on the disk, if others wrote since the computer started.
+        `shared`: what writers said, if others wrote since the computer started.
         `known`: read so far only, all of which is on the disk. An own log is never shorter than
         that, or than the `checkpoint` says: what was signed may not be signed once more.
         """
         self._is_known = known is not None
         self._floor = max(checkpoint.end, known or 0) if self._owned else 0
-        self._synced = synced
-        length = written_end(self._entries, max(checkpoint.end, known or 0))
-        self._length = length if known is None else known
+        self._shared = shared
+        length = length_of(self._entries)
         if self._floor > length:
             raise self._corrupt("the last of them are missing")
+        self._length = length if known is None else known
+        written = written_end(self._entries, min(checkpoint.end, length))
+        self._written = written if known is None else known
         if checkpoint != Checkpoint():
             # What it says of a copy may be of another time than the entries.
             with contextlib.suppress(StateCorruptError):
@@ -105,7 +110,7 @@ class Recovery:
         if frontier.root != checkpoint.root:
             raise self._corrupt("their hashes are")
         end, head, last = checkpoint.end, checkpoint.head, checkpoint.end
-        while end < length:
+        while end < self._written:
             found = self._record(end, frontier, length)
             if found is None:
                 self._cut(end, length)
@@ -140,7 +145,10 @@ class Recovery:
         first, count = frontier.size, len(spans)
         end = spans[-1][0] + spans[-1][1]
         following = Header.decode(read_at(self._entries, HEADER_BYTES, end))
-        if end != length and (following is None or following.first != first + count):
+        if end > length:
+            return None
+        # Behind the last one may be room.
+        if end < self._written and (following is None or following.first != first + count):
             return None
         stored = self._derived.stored(first, count)
         leaves = self._derived.leaves(first, count)
@@ -175,6 +183,11 @@ class Recovery:
     def _is_torn(self, offset: int, length: int) -> bool:
         """True if the record at `offset` was begun and never whole, so nobody was told of it."""
         if is_cut_short(self._entries, offset, length):
+            return True
+        # A writer that was killed has left the begin of a record, and behind it there is room.
+        said = self._shared
+        is_unsaid = said is not None and said.end <= offset
+        if is_unsaid and is_cut_short(self._entries, offset, self._written):
             return True
         # The file can become longer before its bytes are on the disk.
         if length - offset > FEED_IN_FLIGHT_BYTES_MAX:
@@ -224,7 +237,7 @@ class Recovery:
         After a failed sync its pages look as if they had been written, and are not: so they
         are written once more. Nothing that follows can be, because its writer stopped there.
         """
-        begin = last if self._synced is None else min(last, self._synced)
+        begin = last if self._shared is None else min(last, self._shared.synced)
         rewrite(self._entries, begin, end)
         sync_data(self._entries)
 
@@ -248,5 +261,12 @@ def _has_gap(data: bytes, offset: int) -> bool:
     if bytes(_UNWRITTEN_BYTES) in within:
         return True
     edges = [0, *range(-offset % _SECTOR_BYTES, len(record), _SECTOR_BYTES), len(record)]
-    parts = (record[begin:end] for begin, end in pairwise(edges))
-    return any(len(part) >= _UNWRITTEN_PART_BYTES and not any(part) for part in parts)
+    parts = [record[begin:end] for begin, end in pairwise(edges) if begin < end]
+    # No record begins with a zero, and only a head may end with one.
+    least = [_UNWRITTEN_PART_BYTES] * len(parts)
+    least[:1] = [1]
+    if header is not None and not header.has_head:
+        least[-1:] = [1]
+    return any(
+        len(part) >= length and not any(part) for part, length in zip(parts, least, strict=True)
+    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,7 +21,7 @@ from kachery_p2p.feeds.opened import OpenLog, Withdrawn, write_record
 from kachery_p2p.feeds.opening import State
 from kachery_p2p.feeds.records import DOUBTFUL_BYTES_MAX, Span, encode_record, entry_spans
 from kachery_p2p.feeds.room import begun_end
-from kachery_p2p.feeds.tail import is_cut_short, whole_records
+from kachery_p2p.feeds.tail import caught_up, whole_records
 from kachery_p2p.feeds.writers import Shared, Standing, Writers
 from kachery_p2p.limits import FEED_LOCK_S_MAX, FEED_TAKEN_ALONE_BYTES, FEED_TAKEN_BYTES
 from kachery_p2p.log.heads import LogId, SignedHead
@@ -59,14 +58,13 @@ class SharedLog(OpenLog):
         assert self.files.writers is not None
         return self.files.writers
 
-    def _recover(self, synced: int | None = None) -> None:
+    def _recover(self, shared: Shared | None = None) -> None:
         with self._writers:
             shared = self._writers.read()
             if shared is not None:
                 # From now on they ask the node: a long log is not read with the lock held.
                 self._writers.write(shared._replace(standing=Standing.UNKNOWN))
-                synced = shared.synced
-        super()._recover(synced)
+        super()._recover(shared)
         self._written = self.state
         with self._writers:
             self._tell(Shared(Standing.UNKNOWN, 0, 0, 0))
@@ -171,7 +169,7 @@ class SharedLog(OpenLog):
         """
         deadline = time.monotonic() + FEED_LOCK_S_MAX
         before, alone = math.inf, False
-        while left := self.files.written_end(self._written.end) - self._written.end:
+        while left := self.files.noticed_end(self._written.end) - self._written.end:
             # Who appends faster than this reads waits meanwhile; between two pieces they write.
             alone |= left >= before
             self._absorb(alone=alone)
@@ -250,14 +248,10 @@ class SharedLog(OpenLog):
             raise self._corrupt("are fewer than they were")
         if length == shared.end:
             return shared
-        size, end = shared.size, shared.end
-        for record in whole_records(entries, size, end, length):
-            size, end = record.header.end, record.end
-        if end < length:
-            if not is_cut_short(entries, end, length):
-                raise self._corrupt(f"are damaged: the record at {end} is")
-            os.ftruncate(entries, end)
-        return shared._replace(size=size, end=end)
+        known = caught_up(entries, shared.size, shared.end, length)
+        if known is None:
+            raise self._corrupt(f"are damaged behind {shared.end}")
+        return shared._replace(size=known[0], end=known[1])
 
     def _write(
         self,

@@ -7,10 +7,11 @@ the lock cuts it off. Anything else that is no record is damage, and for the nod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kachery_p2p.feeds.disk import read_at
+from kachery_p2p.feeds.disk import length_of, read_at
 from kachery_p2p.feeds.records import HEADER_BYTES, Body, Header, decode_body
 
 _BLOCK_BYTES = 1 << 18
@@ -55,6 +56,22 @@ def is_cut_short(entries: int, offset: int, length: int) -> bool:
     if header is None:
         return len(data) < HEADER_BYTES
     return offset + HEADER_BYTES + header.body_bytes > length
+
+
+def caught_up(entries: int, size: int, end: int, written: int) -> tuple[int, int] | None:
+    """The size, and where the last record ends, with what a writer left who did not say so.
+
+    Without it there are `size` entries up to `end`; the file is written up to `written`. What was
+    begun and is not whole is cut off. None if something else is there. OSError.
+    """
+    # A whole record may end in zeros, as a head can.
+    for record in whole_records(entries, size, end, length_of(entries)):
+        size, end = record.header.end, record.end
+    if end < written:
+        if not is_cut_short(entries, end, written):
+            return None
+        os.ftruncate(entries, end)
+    return size, end
 
 
 class _Window:

@@ -17,7 +17,7 @@ from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.feeds.records import encode_record
 from kachery_p2p.feeds.writers import Writers
 from kachery_p2p.limits import FEED_ROOM_BYTES_MAX
-from tests.feeds.direct_logs import refused, said, take_in
+from tests.feeds.direct_logs import failing, refused, said, take_in
 from tests.feeds.feed_logs import all_of, crashed, path_of, reopened
 from tests.feeds.feed_parts import LOG, messages
 
@@ -242,3 +242,185 @@ def test_who_had_to_wait_for_others_asks_the_disk_once_less(
     log.append(messages(1, 9))
     assert len(asked) == 2
     assert take_in(own) == messages(10)
+
+
+# --- who ends between making it and saying what is before it --------------------------------------
+
+
+@pytest.fixture
+def long_log(own: LogFile, direct: Callable[[], DirectLog]) -> DirectLog:
+    """A log that is so long that the next short record gets all the room there can be."""
+    log = direct()
+    log.append([b"x" * 500_000] * 5)
+    assert len(take_in(own)) == 5
+    return log
+
+
+@pytest.mark.parametrize("who", ["program", "node", "restart", "crash"])
+def test_the_record_before_all_the_room_counts_if_nobody_says_so(
+    own: LogFile,
+    long_log: DirectLog,
+    direct: Callable[[], DirectLog],
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing("pwrite", errno.EIO, "writers"))
+        assert long_log.append(messages(1, 5)) == 5
+    assert length(own) > said(own).end + FEED_ROOM_BYTES_MAX
+    if who == "program":
+        assert direct().append(messages(1, 6)) == 6
+    elif who == "node":
+        assert own.append(messages(1, 6), 1) == 6
+    else:
+        if who == "crash":
+            crashed(own)
+        assert reopened(own).append(messages(1, 6), 1) == 6
+    take_in(own)
+    assert own.entries(5, 2, 1 << 20) == messages(2, 5)
+
+
+def test_an_alarm_while_it_is_made_is_no_failure_of_the_disk(
+    own: LogFile, long_log: DirectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def alarmed(fd: int, data: bytes, offset: int) -> int:
+        if not any(data):
+            raise TimeoutError("the alarm of the program")
+        return write(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", alarmed)
+        with pytest.raises(TimeoutError):
+            long_log.append(messages(1, 5))
+    # Whether it was appended nobody knows; it was, and is found.
+    assert long_log.append(messages(1, 6)) == 6
+    assert take_in(own) == messages(2, 5)
+
+
+def test_a_look_whether_something_follows_reads_next_to_nothing(
+    files: LogFiles, own: LogFile, long_log: DirectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing("pwrite", errno.EIO, "writers"))
+        long_log.append(messages(1, 5))
+    pread, sizes = os.pread, []
+
+    def noting(fd: int, count: int, offset: int) -> bytes:
+        sizes.append(count)
+        return pread(fd, count, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", noting)
+        assert own.has_grown()
+        assert sum(sizes) < 100
+        assert take_in(own) == messages(1, 5)
+        own.close()
+        sizes.clear()
+        assert not own.has_grown()
+        assert not files.has_grown(LOG, 6)
+        assert sum(sizes) < 1_000
+
+
+# --- a disk that was away -------------------------------------------------------------------------
+
+
+def test_nobody_appends_where_later_pages_of_something_lost_would_follow(
+    own: LogFile, log: DirectLog, direct: Callable[[], DirectLog]
+) -> None:
+    for number in range(7, 60):
+        log.append(messages(1, number))
+    take_in(own)
+    record = encode_record(60, messages(300, 60), None)
+    lost = -said(own).end % 4_096 or 4_096
+    put(own, record[lost:], said(own).end + lost)
+    assert refused(direct()) is None
+    path_of(own, "checkpoint").unlink(missing_ok=True)
+    assert reopened(own).size == 60
+    assert direct().append(messages(1, 60)) == 60
+    take_in(own)
+    assert all_of(own) == messages(61)
+
+
+# --- what is damage, and what a crash -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize("count", [1, 4, 7, 12])
+def test_zeros_at_the_end_of_an_acknowledged_record_are_damage(
+    own: LogFile,
+    direct: Callable[[], DirectLog],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    has_room: bool,
+) -> None:
+    if has_room:
+        monkeypatch.setattr("kachery_p2p.feeds.room.FEED_ROOM_BYTES_MIN", 1)
+    log = direct()
+    for number in range(0, 30, 10):
+        log.append(messages(10, number))
+    take_in(own)
+    end = said(own).end
+    assert end % 512 > 12
+    assert (length(own) > end) is has_room
+    put(own, bytes(count), end - count)
+    own.close()
+    path_of(own, "checkpoint").unlink()
+    damaged = path_of(own, "entries").read_bytes()
+    # The hashes know its entry: it can be mended.
+    own.open()
+    assert own.size == 30
+    assert own.check() == (29,)
+    own.close()
+    for name in ("checkpoint", "hashes"):
+        path_of(own, name).unlink()
+    with pytest.raises(StateCorruptError):
+        own.open()
+    assert path_of(own, "entries").read_bytes() == damaged
+
+
+def test_a_damaged_head_is_not_cut_off_because_its_last_byte_is_zero(
+    own: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.append(messages(3), 1)
+    time_ms = 10
+    while path_of(own, "entries").read_bytes()[-1]:
+        own.append([], time_ms)
+        time_ms += 1
+    crashed(own)
+    data = bytearray(path_of(own, "entries").read_bytes())
+    data[-100] ^= 4
+    path_of(own, "entries").write_bytes(bytes(data))
+    with pytest.raises(StateCorruptError):
+        own.open()
+    assert path_of(own, "entries").read_bytes() == bytes(data)
+
+
+@pytest.mark.parametrize("missing", ["the first bytes", "the last bytes"])
+def test_a_record_of_which_a_sector_has_only_some_bytes_is_torn_if_they_are_missing(
+    own: LogFile, direct: Callable[[], DirectLog], missing: str
+) -> None:
+    own.append(messages(1), 1)
+    # So that it begins three bytes before a sector ends, or ends three bytes behind.
+    begin = length(own) + 32 + 4
+    record = encode_record(2, messages(1, 2, "y" * 600), None)
+    wanted = -3 if missing == "the first bytes" else 3 - len(record)
+    own.append([b"x" * ((wanted - begin) % 512)], 1)
+    at = length(own)
+    boundary = at + 3 if missing == "the first bytes" else at + len(record) - 3
+    assert boundary % 512 == 0
+    own.close()
+    with path_of(own, "entries").open("ab") as file:
+        file.write(record)
+    data = bytearray(path_of(own, "entries").read_bytes())
+    if missing == "the first bytes":
+        data[at:boundary] = bytes(3)
+    else:
+        data[boundary:] = bytes(3)
+    path_of(own, "entries").write_bytes(bytes(data))
+    # The computer was started since, so nobody says anything.
+    path_of(own, "writers").unlink()
+    own.open()
+    assert own.size == 2
+    assert length(own) == at
