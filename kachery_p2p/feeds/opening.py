@@ -145,7 +145,7 @@ class Recovery:
         first, count = frontier.size, len(spans)
         end = spans[-1][0] + spans[-1][1]
         following = Header.decode(read_at(self._entries, HEADER_BYTES, end))
-        if end > length:
+        if end > length or not self._may_be_passed(offset, first, end, length):
             return None
         # Behind the last one may be room.
         if end < self._written and (following is None or following.first != first + count):
@@ -161,6 +161,20 @@ class Recovery:
         before = spans[0][0] - offset - HEADER_BYTES - _LENGTH_BYTES * count
         head = read_at(self._entries, HEAD_BYTES, offset + HEADER_BYTES) if before else None
         return _Found(end, head, spans, stored, extended)
+
+    def _may_be_passed(self, offset: int, first: int, end: int, length: int) -> bool:
+        """False if what the hashes know to end at `end` is another record, or was only begun."""
+        # Hashes stay of a record that was withdrawn: they are not about what took its place.
+        header = Header.decode(read_at(self._entries, HEADER_BYTES, offset))
+        if header is None:
+            if end > self._written and end != length:
+                return False
+        elif (header.first, offset + HEADER_BYTES + header.body_bytes) != (first, end):
+            return False
+        # The node writes the hashes before the record, and takes in what is not synced yet.
+        is_unsaid = self._shared is None or self._shared.end <= offset
+        is_last = self._written < end or self._written == end < length
+        return not (self._owned and is_unsaid and is_last and self._is_torn(offset, length))
 
     def _spans_in_record(self, offset: int, first: int) -> list[Span]:
         """The spans of one record that begins at `offset`, if the offsets are right about it."""
@@ -262,10 +276,11 @@ def _has_gap(data: bytes, offset: int) -> bool:
         return True
     edges = [0, *range(-offset % _SECTOR_BYTES, len(record), _SECTOR_BYTES), len(record)]
     parts = [record[begin:end] for begin, end in pairwise(edges) if begin < end]
-    # No record begins with a zero, and only a head may end with one.
+    # No record begins with a zero, and no entry ends with one. A head that comes alone may, and is
+    # signed again if it is taken for torn.
     least = [_UNWRITTEN_PART_BYTES] * len(parts)
     least[:1] = [1]
-    if header is not None and not header.has_head:
+    if header is not None and not (header.has_head and header.entry_count):
         least[-1:] = [1]
     return any(
         len(part) >= length and not any(part) for part, length in zip(parts, least, strict=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kachery_p2p.errors import StateCorruptError
+from kachery_p2p.errors import StateCorruptError, StorageFullError
 from kachery_p2p.feeds import direct as direct_module
 from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.log_file import LogFile
@@ -424,3 +424,91 @@ def test_a_record_of_which_a_sector_has_only_some_bytes_is_torn_if_they_are_miss
     own.open()
     assert own.size == 2
     assert length(own) == at
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("written", [20, 100, 1_500])
+def test_what_the_node_began_in_the_room_is_cut_off_though_its_hashes_are_written(
+    own: LogFile,
+    direct: Callable[[], DirectLog],
+    monkeypatch: pytest.MonkeyPatch,
+    written: int,
+    is_restarted: bool,
+) -> None:
+    log = direct()
+    for number in range(30):
+        log.append(messages(1, number, "y" * 600))
+    take_in(own)
+    end, write = said(own).end, os.pwrite
+    assert length(own) > end + 4_000
+
+    def killing(fd: int, data: bytes, offset: int) -> int:
+        if offset == end:
+            # Of a record of 3,000 bytes, up to the end of a sector.
+            write(fd, data[: written - (end + written) % 512], offset)
+            raise _Killed
+        return write(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", killing)
+        with pytest.raises(_Killed):
+            own.append([b"z" * 3_000], 1)
+    own.close()
+    path_of(own, "checkpoint").unlink(missing_ok=True)
+    if is_restarted:
+        path_of(own, "writers").unlink()
+    own.open()
+    assert own.size == 30
+    assert own.check() == ()
+    assert own.append(messages(1, 30), 1) == 30
+
+
+def test_hashes_of_a_record_that_was_withdrawn_are_not_about_the_one_in_its_place(
+    own: LogFile, log: DirectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_in(own)
+    end, write = said(own).end, os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        if offset == end:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(StorageFullError):
+            own.append([b"z" * 3_000], 1)
+    log.append([b"y" * 2_000])
+    log.close()
+    crashed(own)
+    # A bit has flipped in what the program was told of.
+    data = bytearray(path_of(own, "entries").read_bytes())
+    data[end + 1_000] ^= 1
+    path_of(own, "entries").write_bytes(bytes(data))
+    with pytest.raises(StateCorruptError):
+        own.open()
+    assert path_of(own, "entries").read_bytes() == bytes(data)
+
+
+def test_a_head_of_which_the_last_bytes_never_reached_the_disk_is_torn(
+    own: LogFile, direct: Callable[[], DirectLog]
+) -> None:
+    own.append(messages(1), 1)
+    # The head's record has 229 bytes, of which three are in the next sector.
+    fill = (512 + 3 - 229 - (length(own) + 32 + 4)) % 512
+    own.append([b"x" * fill], 1)
+    own.append([], 2)
+    end = length(own)
+    assert end % 512 == 3
+    crashed(own)
+    data = path_of(own, "entries").read_bytes()
+    path_of(own, "entries").write_bytes(data[:-3] + bytes(3) + bytes(2_000))
+    path_of(own, "writers").unlink()
+    own.open()
+    assert own.size == 2
+    assert length(own) == end - 229
+    assert direct().append(messages(1, 2)) == 2
