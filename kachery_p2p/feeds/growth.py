@@ -2,7 +2,7 @@
 
 A program says so (`poke`); then the node looks at once, and again and again in short turns until
 nothing has come, so who appends often need not say it each time. What nobody said is found by
-looking at the lengths of all files now and then.
+looking where all of them end now and then.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Growth:
         self._spreading = spreading
         # Those that are looked after at this moment.
         self._looking: set[SubfeedName] = set()
-        # Those that come next; what finds no room here either is found by its length.
+        # Those that come next; what finds no room here either is found by its end.
         self._waiting: dict[SubfeedName, None] = {}
         # Those that failed, and how: each failure is said once.
         self._faults: dict[SubfeedName, str] = {}
@@ -161,7 +161,7 @@ class Growth:
             try:
                 listening = closing.enter_context(_listening(self._config_dir))
             except OSError as error:
-                # Then they are found by their lengths.
+                # Then they are found by where they end.
                 log.warning("programs cannot say that they append to feeds: %s", error)
                 task_status.started()
                 return

@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import FeedBusyError, KacheryError, ProofError, StateCorruptError
 from kachery_p2p.feeds import reading, refusals
-from kachery_p2p.feeds.disk import (
-    feed_error,
-)
+from kachery_p2p.feeds.disk import feed_error
 from kachery_p2p.feeds.ending import Ending
 from kachery_p2p.feeds.held_log import HeldLog
 from kachery_p2p.feeds.home import is_at_home, is_noted, note_home
@@ -86,6 +84,7 @@ class LogFile(HeldLog):
     def untaken(self) -> int:
         """How many bytes others have appended to an own log that it has not taken in yet; in 5 us.
 
+        At least one for what no writer has said yet; less than none if the file is shorter.
         Unless it `is_quick` it takes longer, and the disk may be waited for.
         """
         if not self.owned:
