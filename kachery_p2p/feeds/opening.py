@@ -268,20 +268,37 @@ def _has_gap(data: bytes, offset: int) -> bool:
     That is zeros in the place of a sector's part of it, or so many as are in no record.
     """
     header = Header.decode(data)
-    record = data[: HEADER_BYTES if header is None else HEADER_BYTES + header.body_bytes]
-    # How long the record is cannot be told without its header; but it has a body, which is not
-    # shorter than half of this: so what follows the record has no such row of zeros here.
-    within = data[: HEADER_BYTES + _UNWRITTEN_BYTES] if header is None else record
-    if bytes(_UNWRITTEN_BYTES) in within:
+    if header is None:
+        return _has_gap_in_header(data, offset)
+    record = data[: HEADER_BYTES + header.body_bytes]
+    if bytes(_UNWRITTEN_BYTES) in record:
         return True
-    edges = [0, *range(-offset % _SECTOR_BYTES, len(record), _SECTOR_BYTES), len(record)]
-    parts = [record[begin:end] for begin, end in pairwise(edges) if begin < end]
+    parts = _parts(record, offset)
     # No record begins with a zero, and no entry ends with one. A head that comes alone may, and is
     # signed again if it is taken for torn.
     least = [_UNWRITTEN_PART_BYTES] * len(parts)
     least[:1] = [1]
-    if header is not None and not (header.has_head and header.entry_count):
+    if not (header.has_head and header.entry_count):
         least[-1:] = [1]
     return any(
         len(part) >= length and not any(part) for part, length in zip(parts, least, strict=True)
     )
+
+
+def _has_gap_in_header(data: bytes, offset: int) -> bool:
+    """The same of a record whose header cannot be read, so nobody knows how long it is.
+
+    It has a body, which is not shorter than this: so what follows the record is not looked at.
+    """
+    begin = data[: HEADER_BYTES + _UNWRITTEN_BYTES]
+    if bytes(_UNWRITTEN_BYTES) in begin or len(begin) <= HEADER_BYTES + _LENGTH_BYTES:
+        return True
+    # The header's last part goes on in the length of an entry, which is not zero.
+    parts = _parts(begin, offset)
+    return not any(parts[0]) or (len(parts[0]) < HEADER_BYTES and not any(parts[1]))
+
+
+def _parts(record: bytes, offset: int) -> list[bytes]:
+    """What each sector has of a record at `offset`."""
+    edges = [0, *range(-offset % _SECTOR_BYTES, len(record), _SECTOR_BYTES), len(record)]
+    return [record[begin:end] for begin, end in pairwise(edges) if begin < end]

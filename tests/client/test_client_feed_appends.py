@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -336,11 +337,14 @@ def calls_of(do: Callable[[], object]) -> list[str]:
         if event == "c_call" and getattr(function, "__module__", None) in ("posix", "fcntl"):
             told.append(getattr(function, "__name__", ""))
 
+    # What is collected could close files.
+    gc.disable()
     sys.setprofile(note)
     try:
         do()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return told
 
 

@@ -18,9 +18,10 @@ from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
+from tests.feeds.direct_logs import length, said
 from tests.feeds.feed_buckets import BucketScene
 from tests.feeds.feed_nodes import FeedLab, feed_lab
-from tests.feeds.feed_parts import KEY, LOG
+from tests.feeds.feed_parts import KEY, LOG, messages
 
 
 @pytest.fixture
@@ -120,3 +121,18 @@ def scene_with_bucket(lab: FeedLab, tmp_path: Path) -> Iterator[BucketScene]:
     yield made
     for book in made.books:
         book.close()
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a short feed gets room."""
+    monkeypatch.setattr("kachery_p2p.feeds.room.FEED_ROOM_BYTES_MIN", 1)
+
+
+@pytest.fixture
+def roomy_log(own: LogFile, direct: Callable[[], DirectLog], roomy: None) -> DirectLog:
+    """A log with seven entries and room for more."""
+    log = direct()
+    log.append(messages(7))
+    assert length(own) > said(own).end
+    return log

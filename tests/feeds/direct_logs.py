@@ -30,6 +30,18 @@ def said(own: LogFile) -> Shared:
     return shared
 
 
+def length(own: LogFile) -> int:
+    """How long the file of the entries is, with its room."""
+    return path_of(own, "entries").stat().st_size
+
+
+def put(own: LogFile, data: bytes, at: int | None = None) -> None:
+    """Write behind the last record, or elsewhere, as one who does not say so."""
+    with path_of(own, "entries").open("r+b") as file:
+        file.seek(said(own).end if at is None else at)
+        file.write(data)
+
+
 def refused(log: DirectLog) -> KacheryError | None:
     """Why nothing is appended."""
     with pytest.raises(NotHere) as caught:

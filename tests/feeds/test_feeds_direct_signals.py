@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 import threading
@@ -38,11 +39,14 @@ def at_moment(number: int, signal: Callable[[], None], do: Callable[[], object])
             if left == 0:
                 signal()
 
+    # Collecting garbage has moments of its own, which are not those of `do`.
+    gc.disable()
     sys.setprofile(handle)
     try:
         do()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return left <= 0
 
 
@@ -100,6 +104,7 @@ def test_ctrl_c_while_the_files_are_opened_leaves_none_open_and_closes_none_twic
                 if left == 0:
                     raise KeyboardInterrupt
 
+        gc.disable()
         sys.setprofile(handle)
         try:
             made.append(DirectLog(own.path))
@@ -107,6 +112,7 @@ def test_ctrl_c_while_the_files_are_opened_leaves_none_open_and_closes_none_twic
             return True, is_twice
         finally:
             sys.setprofile(None)
+            gc.enable()
         return False, is_twice
 
     made: list[DirectLog] = []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kachery_p2p.errors import StateCorruptError, StorageFullError
+from kachery_p2p.errors import StateCorruptError
 from kachery_p2p.feeds import direct as direct_module
 from kachery_p2p.feeds.direct import DirectLog
 from kachery_p2p.feeds.log_file import LogFile
@@ -17,35 +17,9 @@ from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.feeds.records import encode_record
 from kachery_p2p.feeds.writers import Writers
 from kachery_p2p.limits import FEED_ROOM_BYTES_MAX
-from tests.feeds.direct_logs import failing, refused, said, take_in
+from tests.feeds.direct_logs import failing, length, put, refused, said, take_in
 from tests.feeds.feed_logs import all_of, crashed, path_of, reopened
 from tests.feeds.feed_parts import LOG, messages
-
-
-@pytest.fixture
-def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a short feed gets room."""
-    monkeypatch.setattr("kachery_p2p.feeds.room.FEED_ROOM_BYTES_MIN", 1)
-
-
-@pytest.fixture
-def log(own: LogFile, direct: Callable[[], DirectLog], roomy: None) -> DirectLog:
-    """A log with seven entries and room for more."""
-    log = direct()
-    log.append(messages(7))
-    assert length(own) > said(own).end
-    return log
-
-
-def length(own: LogFile) -> int:
-    return path_of(own, "entries").stat().st_size
-
-
-def put(own: LogFile, data: bytes, at: int | None = None) -> None:
-    """Write behind the last record, or elsewhere, as one who does not say so."""
-    with path_of(own, "entries").open("r+b") as file:
-        file.seek(said(own).end if at is None else at)
-        file.write(data)
 
 
 def test_one_who_appends_short_records_makes_room_now_and_then(
@@ -99,12 +73,12 @@ def test_a_disk_that_is_full_of_it_takes_the_records_all_the_same(
 
 
 def test_the_node_notices_what_is_written_into_the_room_and_nothing_else(
-    files: LogFiles, own: LogFile, log: DirectLog
+    files: LogFiles, own: LogFile, roomy_log: DirectLog
 ) -> None:
     assert own.untaken() == said(own).end
     assert take_in(own) == messages(7)
     assert own.untaken() == 0
-    log.append(messages(1, 7))
+    roomy_log.append(messages(1, 7))
     assert own.has_grown()
     assert take_in(own) == messages(1, 7)
     own.close()
@@ -119,22 +93,24 @@ def test_the_node_notices_what_is_written_into_the_room_and_nothing_else(
     assert all_of(own) == messages(9)
 
 
-def test_the_node_appends_in_the_room_that_a_program_made(own: LogFile, log: DirectLog) -> None:
+def test_the_node_appends_in_the_room_that_a_program_made(
+    own: LogFile, roomy_log: DirectLog
+) -> None:
     before = length(own)
     assert own.append(messages(1, 7), 1) == 7
     assert length(own) == before
-    assert log.append(messages(1, 8)) == 8
+    assert roomy_log.append(messages(1, 8)) == 8
     assert all_of(reopened(own)) == messages(9)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 31, 32, 40, -1])
 @pytest.mark.parametrize("who", ["program", "node", "restart", "crash"])
 def test_a_record_that_was_begun_in_the_room_is_cut_off(
-    own: LogFile, log: DirectLog, direct: Callable[[], DirectLog], cut: int, who: str
+    own: LogFile, roomy_log: DirectLog, direct: Callable[[], DirectLog], cut: int, who: str
 ) -> None:
     put(own, encode_record(7, messages(1, 99), None)[:cut])
     if who == "program":
-        assert log.append(messages(1, 7)) == 7
+        assert roomy_log.append(messages(1, 7)) == 7
     elif who == "node":
         assert own.append(messages(1, 7), 1) == 7
     elif who == "restart":
@@ -150,10 +126,10 @@ def test_a_record_that_was_begun_in_the_room_is_cut_off(
 
 
 @pytest.mark.parametrize("who", ["program", "node", "restart", "crash"])
-def test_a_whole_record_in_the_room_counts(own: LogFile, log: DirectLog, who: str) -> None:
+def test_a_whole_record_in_the_room_counts(own: LogFile, roomy_log: DirectLog, who: str) -> None:
     put(own, encode_record(7, messages(2, 7), None))
     if who == "program":
-        assert log.append(messages(1, 9)) == 9
+        assert roomy_log.append(messages(1, 9)) == 9
     elif who == "node":
         assert own.append(messages(1, 9), 1) == 9
     else:
@@ -165,7 +141,7 @@ def test_a_whole_record_in_the_room_counts(own: LogFile, log: DirectLog, who: st
 
 
 def test_of_what_a_crash_left_in_the_room_nothing_stays_behind_a_gap(
-    own: LogFile, log: DirectLog
+    own: LogFile, roomy_log: DirectLog
 ) -> None:
     # The page with its first half was not written, the one with its second was.
     record = encode_record(7, messages(200, 7), None)
@@ -177,19 +153,19 @@ def test_of_what_a_crash_left_in_the_room_nothing_stays_behind_a_gap(
     assert own.append(messages(1, 7), 1) == 7
 
 
-def test_a_record_that_is_damaged_is_no_room(own: LogFile, log: DirectLog) -> None:
+def test_a_record_that_is_damaged_is_no_room(own: LogFile, roomy_log: DirectLog) -> None:
     record = bytearray(encode_record(7, messages(3, 7), None))
     record[60] ^= 1
     put(own, bytes(record))
     before = path_of(own, "entries").read_bytes()
-    assert refused(log) is None
+    assert refused(roomy_log) is None
     with pytest.raises(StateCorruptError):
         own.append(messages(1, 7), 1)
     assert path_of(own, "entries").read_bytes() == before
 
 
 def test_zeros_in_the_place_of_known_entries_are_damage_and_no_room(
-    own: LogFile, log: DirectLog
+    own: LogFile, roomy_log: DirectLog
 ) -> None:
     take_in(own)
     own.close()
@@ -212,34 +188,36 @@ def test_more_zeros_than_anybody_writes_ahead_are_cut_off_like_other_gaps(own: L
     assert length(own) == end
 
 
-def test_a_file_that_was_cut_at_its_last_record_gets_new_room(own: LogFile, log: DirectLog) -> None:
+def test_a_file_that_was_cut_at_its_last_record_gets_new_room(
+    own: LogFile, roomy_log: DirectLog
+) -> None:
     os.truncate(path_of(own, "entries"), said(own).end)
     for number in range(7, 40):
-        assert log.append(messages(1, number)) == number
+        assert roomy_log.append(messages(1, number)) == number
     assert length(own) > said(own).end
     assert take_in(own) == messages(40)
 
 
-def test_a_file_that_was_cut_before_is_refused(own: LogFile, log: DirectLog) -> None:
+def test_a_file_that_was_cut_before_is_refused(own: LogFile, roomy_log: DirectLog) -> None:
     os.truncate(path_of(own, "entries"), said(own).end - 1)
-    assert refused(log) is None
+    assert refused(roomy_log) is None
 
 
 def test_who_had_to_wait_for_others_asks_the_disk_once_less(
-    own: LogFile, log: DirectLog, monkeypatch: pytest.MonkeyPatch
+    own: LogFile, roomy_log: DirectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(direct_module, "start_write_back", lambda *about: asked.append(1))
-    log.append(messages(1, 7))
+    roomy_log.append(messages(1, 7))
     assert len(asked) == 1
     other = Writers(os.open(path_of(own, "writers"), os.O_RDWR))
     other.take()
     # While it sleeps the other one is done.
     monkeypatch.setattr(time, "sleep", lambda s: other.__exit__(None, None, None))
-    log.append(messages(1, 8))
+    roomy_log.append(messages(1, 8))
     other.close()
     assert len(asked) == 1
-    log.append(messages(1, 9))
+    roomy_log.append(messages(1, 9))
     assert len(asked) == 2
     assert take_in(own) == messages(10)
 
@@ -327,10 +305,10 @@ def test_a_look_whether_something_follows_reads_next_to_nothing(
 
 
 def test_nobody_appends_where_later_pages_of_something_lost_would_follow(
-    own: LogFile, log: DirectLog, direct: Callable[[], DirectLog]
+    own: LogFile, roomy_log: DirectLog, direct: Callable[[], DirectLog]
 ) -> None:
     for number in range(7, 60):
-        log.append(messages(1, number))
+        roomy_log.append(messages(1, number))
     take_in(own)
     record = encode_record(60, messages(300, 60), None)
     lost = -said(own).end % 4_096 or 4_096
@@ -341,174 +319,3 @@ def test_nobody_appends_where_later_pages_of_something_lost_would_follow(
     assert direct().append(messages(1, 60)) == 60
     take_in(own)
     assert all_of(own) == messages(61)
-
-
-# --- what is damage, and what a crash -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("has_room", [True, False])
-@pytest.mark.parametrize("count", [1, 4, 7, 12])
-def test_zeros_at_the_end_of_an_acknowledged_record_are_damage(
-    own: LogFile,
-    direct: Callable[[], DirectLog],
-    monkeypatch: pytest.MonkeyPatch,
-    count: int,
-    has_room: bool,
-) -> None:
-    if has_room:
-        monkeypatch.setattr("kachery_p2p.feeds.room.FEED_ROOM_BYTES_MIN", 1)
-    log = direct()
-    for number in range(0, 30, 10):
-        log.append(messages(10, number))
-    take_in(own)
-    end = said(own).end
-    assert end % 512 > 12
-    assert (length(own) > end) is has_room
-    put(own, bytes(count), end - count)
-    own.close()
-    path_of(own, "checkpoint").unlink()
-    damaged = path_of(own, "entries").read_bytes()
-    # The hashes know its entry: it can be mended.
-    own.open()
-    assert own.size == 30
-    assert own.check() == (29,)
-    own.close()
-    for name in ("checkpoint", "hashes"):
-        path_of(own, name).unlink()
-    with pytest.raises(StateCorruptError):
-        own.open()
-    assert path_of(own, "entries").read_bytes() == damaged
-
-
-def test_a_damaged_head_is_not_cut_off_because_its_last_byte_is_zero(
-    own: LogFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own.append(messages(3), 1)
-    time_ms = 10
-    while path_of(own, "entries").read_bytes()[-1]:
-        own.append([], time_ms)
-        time_ms += 1
-    crashed(own)
-    data = bytearray(path_of(own, "entries").read_bytes())
-    data[-100] ^= 4
-    path_of(own, "entries").write_bytes(bytes(data))
-    with pytest.raises(StateCorruptError):
-        own.open()
-    assert path_of(own, "entries").read_bytes() == bytes(data)
-
-
-@pytest.mark.parametrize("missing", ["the first bytes", "the last bytes"])
-def test_a_record_of_which_a_sector_has_only_some_bytes_is_torn_if_they_are_missing(
-    own: LogFile, direct: Callable[[], DirectLog], missing: str
-) -> None:
-    own.append(messages(1), 1)
-    # So that it begins three bytes before a sector ends, or ends three bytes behind.
-    begin = length(own) + 32 + 4
-    record = encode_record(2, messages(1, 2, "y" * 600), None)
-    wanted = -3 if missing == "the first bytes" else 3 - len(record)
-    own.append([b"x" * ((wanted - begin) % 512)], 1)
-    at = length(own)
-    boundary = at + 3 if missing == "the first bytes" else at + len(record) - 3
-    assert boundary % 512 == 0
-    own.close()
-    with path_of(own, "entries").open("ab") as file:
-        file.write(record)
-    data = bytearray(path_of(own, "entries").read_bytes())
-    if missing == "the first bytes":
-        data[at:boundary] = bytes(3)
-    else:
-        data[boundary:] = bytes(3)
-    path_of(own, "entries").write_bytes(bytes(data))
-    # The computer was started since, so nobody says anything.
-    path_of(own, "writers").unlink()
-    own.open()
-    assert own.size == 2
-    assert length(own) == at
-
-
-class _Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("is_restarted", [False, True])
-@pytest.mark.parametrize("written", [20, 100, 1_500])
-def test_what_the_node_began_in_the_room_is_cut_off_though_its_hashes_are_written(
-    own: LogFile,
-    direct: Callable[[], DirectLog],
-    monkeypatch: pytest.MonkeyPatch,
-    written: int,
-    is_restarted: bool,
-) -> None:
-    log = direct()
-    for number in range(30):
-        log.append(messages(1, number, "y" * 600))
-    take_in(own)
-    end, write = said(own).end, os.pwrite
-    assert length(own) > end + 4_000
-
-    def killing(fd: int, data: bytes, offset: int) -> int:
-        if offset == end:
-            # Of a record of 3,000 bytes, up to the end of a sector.
-            write(fd, data[: written - (end + written) % 512], offset)
-            raise _Killed
-        return write(fd, data, offset)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", killing)
-        with pytest.raises(_Killed):
-            own.append([b"z" * 3_000], 1)
-    own.close()
-    path_of(own, "checkpoint").unlink(missing_ok=True)
-    if is_restarted:
-        path_of(own, "writers").unlink()
-    own.open()
-    assert own.size == 30
-    assert own.check() == ()
-    assert own.append(messages(1, 30), 1) == 30
-
-
-def test_hashes_of_a_record_that_was_withdrawn_are_not_about_the_one_in_its_place(
-    own: LogFile, log: DirectLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_in(own)
-    end, write = said(own).end, os.pwrite
-
-    def full(fd: int, data: bytes, offset: int) -> int:
-        if offset == end:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(fd, data, offset)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
-        with pytest.raises(StorageFullError):
-            own.append([b"z" * 3_000], 1)
-    log.append([b"y" * 2_000])
-    log.close()
-    crashed(own)
-    # A bit has flipped in what the program was told of.
-    data = bytearray(path_of(own, "entries").read_bytes())
-    data[end + 1_000] ^= 1
-    path_of(own, "entries").write_bytes(bytes(data))
-    with pytest.raises(StateCorruptError):
-        own.open()
-    assert path_of(own, "entries").read_bytes() == bytes(data)
-
-
-def test_a_head_of_which_the_last_bytes_never_reached_the_disk_is_torn(
-    own: LogFile, direct: Callable[[], DirectLog]
-) -> None:
-    own.append(messages(1), 1)
-    # The head's record has 229 bytes, of which three are in the next sector.
-    fill = (512 + 3 - 229 - (length(own) + 32 + 4)) % 512
-    own.append([b"x" * fill], 1)
-    own.append([], 2)
-    end = length(own)
-    assert end % 512 == 3
-    crashed(own)
-    data = path_of(own, "entries").read_bytes()
-    path_of(own, "entries").write_bytes(data[:-3] + bytes(3) + bytes(2_000))
-    path_of(own, "writers").unlink()
-    own.open()
-    assert own.size == 2
-    assert length(own) == end - 229
-    assert direct().append(messages(1, 2)) == 2
