@@ -174,8 +174,8 @@ async def run(
 
     `gone` returns when the client has left, which cancels the handler; so does a `tell` that fails.
     With `slow` that is looked for only once the call has lasted a moment. `reply_now` is called
-    with the answer if tasks look after the call by then, when they do no more: their end takes
-    two turns of the loop, which the client need not wait for.
+    with the answer when the tasks that look after the call do no more: until they have ended takes
+    one or two turns of the loop, which the client need not wait for.
     """
     reply = None
     async with trio.open_nursery() as nursery:
@@ -225,7 +225,7 @@ async def run(
             await told.wait()
         is_left = nursery.cancel_scope.cancel_called
         nursery.cancel_scope.cancel()
-        if nursery.child_tasks and not is_left:
+        if not is_left:
             reply_now(reply)
     return reply
 

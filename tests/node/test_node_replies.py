@@ -10,6 +10,7 @@ import trio.testing
 
 from kachery_p2p.errors import DaemonError
 from kachery_p2p.node.doors import Call, Handler, run
+from kachery_p2p.node.slow_calls import SlowCalls
 from kachery_p2p.wire.operations import OPERATIONS
 
 
@@ -49,6 +50,28 @@ async def test_the_answer_leaves_before_the_watch_for_the_client_has_ended() -> 
     assert reply is not None
     assert list(reply) == ["error"]
     assert replies.sent == ["error", "watch ended"]
+
+
+async def test_the_answer_to_a_quick_call_waits_for_no_turn_of_the_loop() -> None:
+    replies = Replies()
+
+    async def fail(call: Call) -> dict[str, Any]:
+        raise DaemonError("no")
+
+    call, slow = Call(OPERATIONS["stop"], {}, uid=os.geteuid()), SlowCalls()
+    running = run(call, {"stop": fail}, gone=replies.gone, slow=slow, reply_now=replies.reply_now)
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            await running
+
+        async def note_turn() -> None:
+            replies.sent.append("turn")
+
+        nursery.start_soon(ask)
+        await trio.lowlevel.checkpoint()
+        nursery.start_soon(note_turn)
+    assert replies.sent == ["error", "turn"]
 
 
 async def test_a_client_that_has_left_is_sent_nothing() -> None:
