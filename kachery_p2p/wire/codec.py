@@ -35,6 +35,8 @@ Message = dict[str, Any]
 LENGTH_BYTES = 4
 # UTF-8 needs at most this many bytes for one character.
 _UTF8_BYTES_MAX = 4
+# Types of which every value is one that messages carry.
+_PLAIN = frozenset((bytes, int, bool, type(None)))
 
 
 def encode_frame(message: Message) -> bytes:
@@ -137,9 +139,12 @@ def _verify_container(
         for key in value:
             if not isinstance(key, str):
                 raise ProtocolError("a map has a key that is not text")
-            _verify_value(key, depth)
+            if len(key) > TEXT_CHARS_MAX:
+                _verify_value(key, depth)
     for item in value.values() if isinstance(value, dict) else value:
-        _verify_value(item, depth + 1)
+        # Most need no look: a call for each would take longer than all the rest.
+        if type(item) not in _PLAIN:
+            _verify_value(item, depth + 1)
 
 
 class FrameDecoder:
