@@ -54,18 +54,18 @@ class _Appended:
         self._path = f"{which.config_dir}/feeds/{name[:2]}/{name}"
         self._log: DirectLog | None = None
 
-    def append(self, texts: Sequence[bytes]) -> int:
-        """The position of the first. Raises as `DirectLog`."""
+    def append(self, texts: Sequence[bytes], written: Callable[[], None] | None = None) -> int:
+        """The position of the first. `written` and what it raises are those of `DirectLog`."""
         log = self._log
         if log is None:
             log = self._log = DirectLog(self._path)
         entries = encoded_entries(texts, time.time_ns() // 1_000_000)
         try:
-            return log.append(entries)
+            return log.append(entries, written)
         except OpenedAnew:
             # A node with many subfeeds closes those that were not used lately.
             log = self._log = DirectLog(self._path)
-            return log.append(entries)
+            return log.append(entries, written)
 
 
 # A signal handler may append, whatever it interrupts here.
@@ -90,12 +90,9 @@ def append(
     known = _known.get(which)
     if known is not None:
         try:
-            first = known.append(texts)
+            return known.append(texts, lambda: _tell(which.config_dir, known))
         except NotHere:
             _forget(which)
-        else:
-            _tell(which.config_dir, known)
-            return first
     try:
         first = ask(texts)
     except DaemonBusyError as busy:
@@ -206,7 +203,7 @@ _line: _Line | None = None
 def _tell(config_dir: str, appended: _Appended) -> None:
     """Tell the daemon, if there is one, and if it does not look by itself in a moment.
 
-    The message is on the disk: nothing that fails here may look as if it were not.
+    The message is written: nothing that fails here may look as if it were not.
     """
     global _line
     now = time.monotonic()

@@ -34,8 +34,8 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.bulk_buffers import PAYLOAD_AT, Piece, Share
 from kachery_p2p.network.bulk_greeting import Greeted
 from kachery_p2p.network.bulk_socket import BulkSocket
+from kachery_p2p.network.failures import error_of
 from kachery_p2p.network.pace import Lane
-from kachery_p2p.network.session import error_of
 from kachery_p2p.wire.batches import BulkBatch, DueBatch, Told
 from kachery_p2p.wire.bulk_messages import (
     CANCEL,

@@ -32,8 +32,8 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.bulk_buffers import PAYLOAD_AT, Share
 from kachery_p2p.network.bulk_greeting import Greeted
 from kachery_p2p.network.bulk_socket import BulkSocket
+from kachery_p2p.network.failures import code_of
 from kachery_p2p.network.pace import Lane
-from kachery_p2p.network.session import code_of
 from kachery_p2p.wire.batches import BulkBatch
 from kachery_p2p.wire.bulk_messages import (
     DATA,

@@ -36,7 +36,8 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.doorkeeper import Doorkeeper
 from kachery_p2p.network.link import Stream, StreamHandler
 from kachery_p2p.network.multiaddrs import parse_address
-from kachery_p2p.network.multiplexer import Multiplexer, MuxedStream, SecureChannel
+from kachery_p2p.network.multiplexer import Multiplexer, SecureChannel
+from kachery_p2p.network.muxed_stream import MuxedStream
 from kachery_p2p.network.sockets import dial, ip_of, keep_alive
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import trio
+from libp2p.abc import ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -28,8 +29,10 @@ from libp2p.peer.id import ID
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.secure_session import SecureSession
 from libp2p.transport.upgrader import TransportUpgrader
 
 from kachery_p2p.errors import ConfigError, PeerGoneError, PeerUnreachableError, ProtocolError
@@ -39,12 +42,13 @@ from kachery_p2p.network import yamux
 from kachery_p2p.network.connections import TcpLink
 from kachery_p2p.network.link import Link
 from kachery_p2p.network.multiaddrs import advertised
-from kachery_p2p.network.multiplexer import MuxedStream, SecureChannel
+from kachery_p2p.network.multiplexer import SecureChannel
+from kachery_p2p.network.muxed_stream import MuxedStream
+from kachery_p2p.network.noise_channel import READ_BYTES_MAX, NoiseChannel
 from kachery_p2p.network.sockets import dial, listen_on, listening_addresses
 
 log = logging.getLogger(__name__)
 
-READ_BYTES_MAX = 1 << 16
 # libp2p logs what peers send, unescaped; what went wrong reaches us as exceptions.
 logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
@@ -120,21 +124,23 @@ class NoiseHandshakes:
         self._noise = noise
 
     async def welcome(self, tcp: trio.SocketStream) -> tuple[NodeId, SecureChannel]:
-        raw = RawConnection(_Wire(tcp), initiator=False)
+        wire = _Wire(tcp)
+        raw = RawConnection(wire, initiator=False)
         session = await self._upgrader.upgrade_security(raw, is_initiator=False)
         node = _node_of(session.get_remote_peer())
-        channel = cast(SecureChannel, session)
+        channel = _channel(tcp, wire, session)
         await _answer(_NegotiationWire(channel.read, channel.write), (yamux.PROTOCOL,))
         return node, channel
 
     async def greet(self, tcp: trio.SocketStream, node: NodeId) -> SecureChannel:
-        raw = RawConnection(_Wire(tcp), initiator=True)
+        wire = _Wire(tcp)
+        raw = RawConnection(wire, initiator=True)
         session = await self._upgrader.upgrade_security(
             raw, is_initiator=True, peer_id=ID.from_base58(node.peer_id)
         )
         if _node_of(session.get_remote_peer()) != node:
             raise ProtocolError("the node at the address is another one")
-        channel = cast(SecureChannel, session)
+        channel = _channel(tcp, wire, session)
         await _ask_for(_NegotiationWire(channel.read, channel.write), yamux.PROTOCOL)
         return channel
 
@@ -150,6 +156,12 @@ class NoiseHandshakes:
 
     async def answer(self, stream: MuxedStream, protocols: tuple[str, ...]) -> str:
         return await _answer(_NegotiationWire(stream.receive, stream.send), protocols)
+
+
+def _channel(tcp: trio.SocketStream, wire: _Wire, session: ISecureConn) -> NoiseChannel:
+    """The session without libp2p's own reader and writer."""
+    packets = cast(NoiseTransportReadWriter, cast(SecureSession, session).conn)
+    return NoiseChannel(tcp, packets, wire.take_unread())
 
 
 def _node_of(peer: ID) -> NodeId:
@@ -192,6 +204,11 @@ class _Wire(ReadWriteCloser):
                 raise PeerGoneError("the connection to the peer ended")
         start, self._at = self._at, min(len(self._unread), self._at + (n or READ_BYTES_MAX))
         return self._unread[start : self._at]
+
+    def take_unread(self) -> bytes:
+        """What came behind the handshake, for who goes on reading instead of this one."""
+        unread, self._unread, self._at = self._unread[self._at :], b"", 0
+        return unread
 
     async def write(self, data: bytes) -> None:
         await self._tcp.send_all(data)

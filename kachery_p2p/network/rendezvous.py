@@ -39,10 +39,10 @@ from kachery_p2p.limits import (
     REQUEST_S_MAX,
 )
 from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.network.link import Link, Stream
 from kachery_p2p.network.multiaddrs import parse_address
 from kachery_p2p.network.noticeboard import Notice, Noticeboard
-from kachery_p2p.network.session import one_error
 from kachery_p2p.wire.codec import LENGTH_BYTES, Message, decode_message
 from kachery_p2p.wire.rendezvous import (
     ANSWER_BYTES_MAX,

@@ -5,9 +5,8 @@ Each has a deadline, and a session finds out by itself when the other side is go
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -16,14 +15,10 @@ from kachery_p2p.channels.channel import SHARED
 from kachery_p2p.channels.permissions import may
 from kachery_p2p.errors import (
     KacheryError,
-    NotYetError,
-    PeerBusyError,
     PeerError,
     PeerGoneError,
-    PeerRefusedError,
     PeerTimeoutError,
     ProtocolError,
-    sole_error,
 )
 from kachery_p2p.limits import (
     KEEPALIVE_IDLE_S,
@@ -31,6 +26,7 @@ from kachery_p2p.limits import (
     OUTBOX_ANSWERS_MAX,
     REQUEST_S_MAX,
 )
+from kachery_p2p.network.failures import code_of, error_of, one_error
 from kachery_p2p.network.link import Stream
 from kachery_p2p.network.meeting import Met, part
 from kachery_p2p.network.memberships import Memberships
@@ -41,7 +37,7 @@ from kachery_p2p.wire.conversation import (
     Request,
 )
 from kachery_p2p.wire.handshake import Hello
-from kachery_p2p.wire.messages import BAD_REQUEST, BUSY, FAILED, NOT_YET, REFUSED
+from kachery_p2p.wire.messages import FAILED
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +46,7 @@ _READ_BYTES = 1 << 16
 # What is answered before it is known whether the peer is a member.
 EARLY_OPS = frozenset({"history", "entries", "ping"})
 
+# What it does before it is awaited is done at once.
 Handler = Callable[["Session", dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -254,7 +251,8 @@ class Session:
         while True:
             for event in events:
                 if isinstance(event, Request):
-                    nursery.start_soon(self._answer, event, handlers)
+                    begun = self._begun(event, handlers)
+                    nursery.start_soon(self._answer, event, handlers, begun)
                 elif isinstance(event, Answer | Failure):
                     self._settle(event)
                 elif isinstance(event, Bye):
@@ -278,19 +276,42 @@ class Session:
             asked.error = error_of(event.code, event.text)
         asked.done.set()
 
-    async def _answer(self, request: Request, handlers: Mapping[str, Handler]) -> None:
-        frame = await self._frame_for(request, handlers)
+    def _begun(
+        self, request: Request, handlers: Mapping[str, Handler]
+    ) -> Awaitable[dict[str, Any]] | None:
+        """What will be the answer; None if it has to wait, or there is none."""
+        handler = handlers.get(request.op)
+        if handler is None or not (request.op in EARLY_OPS or self._judged.is_set()):
+            return None
+        try:
+            return handler(self, request.body)
+        except Exception:
+            # It is called once more where whatever it raises costs the answer alone.
+            return None
+
+    async def _answer(
+        self,
+        request: Request,
+        handlers: Mapping[str, Handler],
+        begun: Awaitable[dict[str, Any]] | None,
+    ) -> None:
+        frame = await self._frame_for(request, handlers, begun)
         if frame:
             await self._post(frame)
 
-    async def _frame_for(self, request: Request, handlers: Mapping[str, Handler]) -> bytes:
-        handler = handlers.get(request.op)
+    async def _frame_for(
+        self,
+        request: Request,
+        handlers: Mapping[str, Handler],
+        begun: Awaitable[dict[str, Any]] | None,
+    ) -> bytes:
         try:
-            if handler is None:
-                raise ProtocolError(f"{request.op} is not offered here")
-            if request.op not in EARLY_OPS:
+            if begun is None:
+                if request.op not in handlers:
+                    raise ProtocolError(f"{request.op} is not offered here")
                 await self._judged.wait()
-            return self._conversation.answer(request.id, await handler(self, request.body))
+                begun = handlers[request.op](self, request.body)
+            return self._conversation.answer(request.id, await begun)
         except PeerError as error:
             return self._conversation.fail(request.id, code_of(error), str(error))
         except KacheryError as error:
@@ -348,45 +369,5 @@ class Session:
         self.noticed()
 
 
-@contextlib.contextmanager
-def one_error() -> Iterator[None]:
-    """Around a nursery: raise what its tasks failed with as one error of ours, not as a group.
-
-    When all of it is being cancelled anyway, how its tasks failed matters to nobody.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        cancelled, others = group.split(trio.Cancelled)
-        error = sole_error(others) if others is not None else None
-        if error is None:
-            raise
-        raise cancelled or error from None
-
-
 def _no_answer(timeout_s: float) -> PeerTimeoutError:
     return PeerTimeoutError(f"did not answer within {timeout_s:.0f} s")
-
-
-def error_of(code: str, text: str) -> PeerError:
-    """The error that a peer's failure code stands for; its words go along, printable."""
-    if code == REFUSED:
-        return PeerRefusedError("does not have it, or may not give it to us")
-    if code == NOT_YET:
-        return NotYetError("does not have that part yet")
-    if code == BUSY:
-        return PeerBusyError(text or "is busy")
-    if code == BAD_REQUEST:
-        return ProtocolError(f"did not understand: {text}")
-    return PeerError(f"failed: {text}" if text else "failed")
-
-
-def code_of(error: PeerError) -> str:
-    """How a failure of ours is told to a peer."""
-    if isinstance(error, PeerRefusedError):
-        return REFUSED
-    if isinstance(error, PeerBusyError):
-        return BUSY
-    if isinstance(error, NotYetError):
-        return NOT_YET
-    return BAD_REQUEST if isinstance(error, ProtocolError) else FAILED

@@ -35,10 +35,11 @@ from kachery_p2p.limits import (
     REQUEST_S_MAX,
 )
 from kachery_p2p.network.discovery import AddressBook
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import CONTROL, Link, Stream
 from kachery_p2p.network.meeting import Me, meet
-from kachery_p2p.network.session import Handler, Session, one_error
+from kachery_p2p.network.session import Handler, Session
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ import trio
 from kachery_p2p.errors import PeerGoneError, PeerTimeoutError
 from kachery_p2p.limits import BATCH_ASKED_BYTES, STALL_BYTES_MIN, STALL_S_MAX
 from kachery_p2p.network.bulk_sessions import Bulk
+from kachery_p2p.network.failures import error_of
 from kachery_p2p.network.link import DATA, Link, Stream
-from kachery_p2p.network.session import Session, error_of
+from kachery_p2p.network.session import Session
 from kachery_p2p.transfer.sources import send_in_time
 from kachery_p2p.wire.batches import BatchAnswer, BatchRequest, BulkBatch, Told
 from kachery_p2p.wire.codec import FrameDecoder, Message

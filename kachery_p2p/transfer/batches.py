@@ -27,8 +27,9 @@ from kachery_p2p.limits import (
     SOURCE_RETURN_S_MAX,
 )
 from kachery_p2p.network.bulk_sessions import Bulk
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.network.link import Link
-from kachery_p2p.network.session import Session, one_error
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants

@@ -36,7 +36,7 @@ from kachery_p2p.limits import (
     REQUEST_S_MAX,
     STALL_S_MAX,
 )
-from kachery_p2p.network.session import one_error
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.transfer.assembly import Piece
 from kachery_p2p.transfer.bucket_pace import Nearness, Pace
 from kachery_p2p.transfer.buckets import Buckets, Kept

@@ -23,7 +23,7 @@ from kachery_p2p.errors import (
     UriInconsistentError,
 )
 from kachery_p2p.limits import CREW_LOOK_S, FETCH_LINGER_S, SOURCES_MAX
-from kachery_p2p.network.session import one_error
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.objects import Opened
 from kachery_p2p.store.partials import Partial

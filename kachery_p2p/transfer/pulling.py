@@ -15,7 +15,7 @@ from kachery_p2p.limits import (
     END_GAME_LOOK_S,
     RANGE_CHUNKS_MAX,
 )
-from kachery_p2p.network.session import one_error
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.transfer.arrivals import Arrival, Arrivals
 from kachery_p2p.transfer.assembly import Assembly, Copy, Piece
 from kachery_p2p.transfer.crew import Crew

@@ -36,8 +36,9 @@ from kachery_p2p.limits import (
     STREAM_IDLE_S_MAX,
 )
 from kachery_p2p.network.bulk_serving import Served, ServedBatch
+from kachery_p2p.network.failures import code_of
 from kachery_p2p.network.link import DATA, Link, Stream
-from kachery_p2p.network.session import Session, code_of
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants

@@ -29,8 +29,9 @@ from kachery_p2p.limits import (
     STALL_S_MAX,
 )
 from kachery_p2p.network.bulk_sessions import Bulk
+from kachery_p2p.network.failures import error_of
 from kachery_p2p.network.link import DATA, Link, Stream
-from kachery_p2p.network.session import Session, error_of
+from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.ranged import Ranged

@@ -25,7 +25,7 @@ from kachery_p2p.errors import (
     VerificationError,
 )
 from kachery_p2p.limits import BUCKET_WHOLE_TRIES_MAX, CHUNK_BYTES, STALL_S_MAX
-from kachery_p2p.network.session import one_error
+from kachery_p2p.network.failures import one_error
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.transfer.buckets import Buckets, Kept
 from kachery_p2p.transfer.only import Only

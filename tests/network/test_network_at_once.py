@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from kachery_p2p.errors import PeerGoneError, PeerTimeoutError
+from kachery_p2p.errors import PeerError, PeerGoneError, PeerRefusedError, PeerTimeoutError
 from kachery_p2p.limits import PENDING_REQUESTS_MAX
-from kachery_p2p.network.multiplexer import PAYLOAD_BYTES_MAX, Multiplexer, MuxedStream
-from kachery_p2p.network.yamux import WINDOW_BYTES_INITIAL
+from kachery_p2p.network.multiplexer import Multiplexer
+from kachery_p2p.network.muxed_stream import PAYLOAD_BYTES_MAX, MuxedStream
+from kachery_p2p.network.session import Handler, Session
+from kachery_p2p.network.yamux import HEADER, WINDOW_BYTES_INITIAL
 from tests.network.test_network_session import a_session, pong
 
 
@@ -20,28 +23,50 @@ class _Channel:
     """One side of a channel in memory."""
 
     def __init__(
-        self, there: trio.MemorySendChannel[bytes], here: trio.MemoryReceiveChannel[bytes]
+        self,
+        there: trio.MemorySendChannel[bytes],
+        here: trio.MemoryReceiveChannel[bytes],
+        written: list[bytes] | None = None,
     ) -> None:
         self._there, self._here = there, here
+        self._unsent = b""
+        self._written = [] if written is None else written
 
     async def read(self, n: int | None = None) -> bytes:
         return await self._here.receive()
 
     async def write(self, data: bytes) -> None:
+        await self.flush()
         await self._there.send(data)
+
+    def write_now(self, data: bytes) -> bool:
+        assert not self._unsent
+        try:
+            self._there.send_nowait(data)
+        except trio.WouldBlock:
+            self._unsent = data
+        self._written.append(data)
+        return not self._unsent
+
+    async def flush(self) -> None:
+        unsent, self._unsent = self._unsent, b""
+        if unsent:
+            await self._there.send(unsent)
 
 
 @asynccontextmanager
-async def two_streams() -> AsyncIterator[tuple[MuxedStream, MuxedStream]]:
-    """A stream as both sides have it."""
-    (to_b, at_b), (to_a, at_a) = trio.open_memory_channel(100), trio.open_memory_channel(100)
+async def two_streams(
+    room: int = 100, written: list[bytes] | None = None
+) -> AsyncIterator[tuple[MuxedStream, MuxedStream]]:
+    """A stream as both sides have it; what leaves the first without waiting is in `written`."""
+    (to_b, at_b), (to_a, at_a) = trio.open_memory_channel(room), trio.open_memory_channel(100)
     opened: list[MuxedStream] = []
 
     def accept(stream: MuxedStream) -> bool:
         opened.append(stream)
         return True
 
-    a = Multiplexer(_Channel(to_b, at_a), outgoing=True, accept=accept)
+    a = Multiplexer(_Channel(to_b, at_a, written), outgoing=True, accept=accept)
     b = Multiplexer(_Channel(to_a, at_b), outgoing=False, accept=accept)
     a.trusted = b.trusted = True
     async with trio.open_nursery() as nursery:
@@ -68,6 +93,32 @@ async def test_bytes_sent_at_once_arrive_whole_and_in_order_with_those_that_wait
         await mine.send(b"4")
         expected = b"1" + b"2" * PAYLOAD_BYTES_MAX + b"34"
         assert await received(theirs, len(expected)) == expected
+
+
+async def test_the_first_of_several_leaves_before_any_turn_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kachery_p2p.network.multiplexer.FRAMES_TOGETHER_S", 3_600)
+    written: list[bytes] = []
+    async with two_streams(written=written) as (mine, theirs):
+        assert mine.send_now(b"1")
+        assert [data[HEADER.size :] for data in written] == [b"1"]
+        assert mine.send_now(b"2")
+        assert mine.send_now(b"3")
+        assert len(written) == 1
+        assert await received(theirs, 3) == b"123"
+
+
+async def test_what_the_channel_does_not_take_at_once_waits_in_its_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kachery_p2p.network.multiplexer.FRAMES_TOGETHER_S", 0)
+    async with two_streams(room=0) as (mine, theirs):
+        for number in range(0, 60, 3):
+            assert mine.send_now(bytes([number]))
+            assert mine.send_now(bytes([number + 1]))
+            await mine.send(bytes([number + 2]))
+        assert await received(theirs, 60) == bytes(range(60))
 
 
 async def test_what_does_not_fit_the_window_or_a_frame_is_not_sent_at_all() -> None:
@@ -135,3 +186,41 @@ async def test_who_waits_for_an_answer_hears_when_it_is_late_or_the_peer_is_gone
             await session.answer_to(cut_off, 10)
         with pytest.raises(PeerGoneError):
             session.ask("ping", {})
+
+
+async def test_a_handler_may_begin_before_it_is_waited_for(autojump_clock: MockClock) -> None:
+    steps: list[str] = []
+
+    def begin(session: Session, body: dict[str, Any]) -> Awaitable[dict[str, Any]]:
+        steps.append("begun")
+        return finish()
+
+    async def finish() -> dict[str, Any]:
+        steps.append("finished")
+        return {}
+
+    async with a_session(handlers={"ping": begin}) as (_, session, _listener):
+        asked = [session.ask("ping", {}) for _ in range(2)]
+        for one in asked:
+            assert one is not None
+            assert await session.answer_to(one, 10) == {}
+    assert steps == ["begun", "begun", "finished", "finished"]
+
+
+async def test_a_handler_that_fails_as_it_begins_costs_its_answer_and_nothing_else(
+    autojump_clock: MockClock,
+) -> None:
+    def fail(session: Session, body: dict[str, Any]) -> Awaitable[dict[str, Any]]:
+        raise ValueError("a mistake of ours")
+
+    def refuse(session: Session, body: dict[str, Any]) -> Awaitable[dict[str, Any]]:
+        raise PeerRefusedError("no")
+
+    handlers: dict[str, Handler] = {"ping": fail, "have": refuse}
+    body = {"channel": "ab" * 32, "content": bytes(20)}
+    async with a_session(handlers=handlers) as (_, session, listener):
+        with pytest.raises(PeerError, match="failed"):
+            await session.request("ping", {}, 10)
+        with pytest.raises(PeerRefusedError):
+            await session.request("have", body, 10)
+        assert not listener.ended.is_set()
