@@ -122,8 +122,11 @@ class DirectLog:
             if lock >= 0:
                 os.close(lock)
 
-    def append(self, entries: Sequence[bytes]) -> int:
+    def append(self, entries: Sequence[bytes], written: Callable[[], None] | None = None) -> int:
         """The position of the first of the entries, which are on the disk when it returns.
+
+        `written` is called when the node finds them, while the disk has yet to take them: it
+        syncs them itself before it shows them, so it need not come after our sync.
 
         NotHere if the node has to do it, and nothing was appended; then this is not to be used any
         more. FeedStoppedError, after which nobody knows whether they are there; FeedBusyError,
@@ -140,6 +143,8 @@ class DirectLog:
             if _is_real(error):
                 raise feed_error(error, self._directory) from error
             raise
+        if written is not None:
+            written()
         self._sync(said.end)
         if is_first or said.end - said.synced > FEED_REWRITTEN_BYTES:
             # Else it is said with the next record. It is on the disk, whether it is said or not.

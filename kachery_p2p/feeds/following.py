@@ -9,7 +9,7 @@ reconnection. What is told is believed only because the owner signed it (`replic
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from typing import Any
 
 import trio
@@ -31,7 +31,7 @@ from kachery_p2p.feeds.forks import settle_doubt
 from kachery_p2p.feeds.permits import Permits, wait_for_turn
 from kachery_p2p.feeds.replica import Standing, UnprovableError
 from kachery_p2p.feeds.spreading import Spreading
-from kachery_p2p.feeds.subfeed import Source, Subfeed, Teller
+from kachery_p2p.feeds.subfeed import Hearing, Source, Subfeed, Teller
 from kachery_p2p.feeds.subfeeds import Subfeeds
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.limits import (
@@ -66,6 +66,16 @@ class _Talk:
     def add(self, names: Iterable[SubfeedName]) -> None:
         self.names.update(dict.fromkeys(names))
         self.more.set()
+
+
+class _News:
+    """What a member tells of a subfeed by itself."""
+
+    def __init__(self, subfeed: Subfeed, source: Source, told: Told) -> None:
+        self.subfeed = subfeed
+        self.source = source
+        self.told = told
+        self.hearing: Hearing | None = None
 
 
 class Following:
@@ -220,13 +230,16 @@ class Following:
                 # It cannot show yet how its head goes on from ours, or ours from its.
                 return
 
-    async def _learn(self, subfeed: Subfeed, source: Source, told: Told) -> Standing:
-        """Take in what a member told. ProtocolError if it lied."""
-        session, ending = source.session, subfeed.replica.ending
-        if subfeed.is_blamed(session, trio.current_time()):
+    async def _learn(
+        self, subfeed: Subfeed, source: Source, told: Told, hearing: Hearing | None = None
+    ) -> Standing:
+        """Take in what a member told, which may have begun. ProtocolError if it lied."""
+        session = source.session
+        ending = subfeed.replica.ending if hearing is None else hearing.ending
+        if hearing is None and subfeed.is_blamed(session, trio.current_time()):
             return Standing.NONE
         try:
-            standing = (await subfeed.hear(told)).standing
+            standing = (await subfeed.hear(told, hearing)).standing
             if standing is Standing.DOUBT:
                 assert told.head is not None
                 await self._settle_doubt(subfeed, source, told.head)
@@ -316,8 +329,37 @@ class Following:
                 log.warning("feed %s: %s", subfeed.name.feed[:16], error)
             self._pass_on(subfeed, ending)
 
-    async def hear_news(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        """Answer `feed news`: when it is taken in, so that nobody tells faster than we can."""
+    def hear_news(self, session: Session, body: dict[str, Any]) -> Awaitable[dict[str, Any]]:
+        """Answer `feed news`: when it is taken in, so that nobody tells faster than we can.
+
+        It is begun when this returns: whoever reads the feed waits for it.
+        """
+        news = self._begun_news(session, body)
+        return self._hear_news(session, body) if news is None else self._finish_news(news)
+
+    def _begun_news(self, session: Session, body: dict[str, Any]) -> _News | None:
+        """The news, while they are taken in; None if they have to wait, or are none."""
+        try:
+            news, talk = self._news_of(session, body)
+        except PeerError:
+            # It is said when it is answered.
+            return None
+        now = trio.current_time()
+        if talk.allowance.wait_s(1, now) > 0 or news.subfeed.is_blamed(session, now):
+            return None
+        news.hearing = news.subfeed.begin_hearing(news.told)
+        if news.hearing is None:
+            return None
+        talk.allowance.pay(1, now)
+        return news
+
+    async def _hear_news(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        news, talk = self._news_of(session, body)
+        await wait_for_turn(talk.allowance, 1)
+        return await self._finish_news(news)
+
+    def _news_of(self, session: Session, body: dict[str, Any]) -> tuple[_News, _Talk]:
+        """What a request tells, and who does. PeerRefusedError, ProtocolError."""
         name, channel = SubfeedName.of(body), body["channel"]
         subfeed = self._subfeeds.open_now(name)
         talk = self._talks.get(session)
@@ -326,11 +368,15 @@ class Following:
         source = subfeed.sources.get(session)
         if source is None:
             raise refusal()
-        await wait_for_turn(talk.allowance, 1)
         told = Told.of(body)
-        source = Source(session, channel, told.head, source.own)
-        if await self._learn(subfeed, source, told) is Standing.UNKNOWN:
-            talk.add([name])
+        return _News(subfeed, Source(session, channel, told.head, source.own), told), talk
+
+    async def _finish_news(self, news: _News) -> dict[str, Any]:
+        session = news.source.session
+        standing = await self._learn(news.subfeed, news.source, news.told, news.hearing)
+        talk = self._talks.get(session) if isinstance(session, Session) else None
+        if standing is Standing.UNKNOWN and talk is not None:
+            talk.add([news.subfeed.name])
         return {}
 
 

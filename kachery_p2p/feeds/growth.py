@@ -13,11 +13,13 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import trio
 import trio.lowlevel
 
 from kachery_p2p.errors import KacheryError
+from kachery_p2p.feeds.hands import Begun
 from kachery_p2p.feeds.permits import Permits
 from kachery_p2p.feeds.poke import POKE_BYTES, SOCKET_NAME, decode_poke
 from kachery_p2p.feeds.spreading import Spreading
@@ -73,16 +75,18 @@ class Growth:
             return
         if len(self._looking) < FEED_LOOKED_AFTER_MAX:
             self._looking.add(name)
-            self._nursery.start_soon(self._look_after, name)
+            # Those that follow wait for it.
+            begun = self._subfeeds.begin_to_take_in(name)
+            self._nursery.start_soon(self._look_after, name, begun)
         elif len(self._waiting) < FEED_ROWS_MAX:
             self._waiting[name] = None
 
-    async def _look_after(self, name: SubfeedName) -> None:
+    async def _look_after(self, name: SubfeedName, begun: Begun[Any] | None) -> None:
         """Take in what has come, until nothing does, or others wait for their turn."""
         has_more = False
         try:
             # Twice at least: who has just said it does not say it again at once.
-            await self._look(name)
+            await (self._look(name) if begun is None else begun.result())
             await self._rest(name)
             while has_more := await self._look(name):
                 if self._waiting:

@@ -21,42 +21,74 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 
-class _Job(Generic[Result]):
-    """Something to be done, and what came of it."""
+class Begun(Generic[Result]):
+    """Something that a thread does, and what comes of it."""
 
-    __slots__ = ("arguments", "do", "error", "result", "task", "then")
+    __slots__ = (
+        "_arguments",
+        "_do",
+        "_error",
+        "_is_settled",
+        "_result",
+        "_settled",
+        "_task",
+        "_then",
+    )
 
     def __init__(
         self,
         do: Callable[..., Result],
         arguments: tuple[Any, ...],
         then: Callable[[Result], None] | None,
+        settled: Callable[[], None],
     ) -> None:
-        self.do = do
-        self.arguments = arguments
-        self.then = then
-        self.task = trio.lowlevel.current_task()
-        self.result: Result | None = None
-        self.error: BaseException | None = None
+        self._do = do
+        self._arguments = arguments
+        self._then = then
+        self._settled = settled
+        self._is_settled = False
+        # Who waits for it.
+        self._task: trio.lowlevel.Task | None = None
+        self._result: Result | None = None
+        self._error: BaseException | None = None
 
     def work(self) -> None:
         """In a thread."""
         try:
-            self.result = self.do(*self.arguments)
+            self._result = self._do(*self._arguments)
         except BaseException as error:
-            self.error = error
+            self._error = error
 
     def settle(self, token: trio.lowlevel.TrioToken) -> None:
         """In the trio thread."""
-        if self.error is None and self.then is not None:
+        is_told = self._error is None and self._then is not None
+        if self._then is not None and is_told:
             try:
-                self.then(self.result)  # type: ignore[arg-type]
+                self._then(self._result)  # type: ignore[arg-type]
             except BaseException as error:
-                self.error = error
+                self._error = error
+        self._is_settled = True
+        self._settled()
+        if self._task is None:
+            return
+        if is_told:
             # Those that it woke up go first.
-            token.run_sync_soon(trio.lowlevel.reschedule, self.task)
+            token.run_sync_soon(trio.lowlevel.reschedule, self._task)
         else:
-            trio.lowlevel.reschedule(self.task)
+            trio.lowlevel.reschedule(self._task)
+
+    async def result(self) -> Result:
+        """What came of it, or raises what it raised; once. It is not cancelled."""
+        try:
+            if not self._is_settled:
+                self._task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(_go_on)
+            if self._error is not None:
+                raise self._error
+            return self._result  # type: ignore[return-value]
+        finally:
+            # What was raised keeps the frames that it went through, and with them this.
+            self._error = None
 
 
 class Hands:
@@ -64,8 +96,8 @@ class Hands:
 
     def __init__(self) -> None:
         # None sends a thread away.
-        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        # Jobs that are not done yet: each has a task that waits for it.
+        self._jobs: queue.SimpleQueue[Begun[Any] | None] = queue.SimpleQueue()
+        # What is not done yet.
         self._busy = 0
         self._threads = 0
 
@@ -81,21 +113,35 @@ class Hands:
         caller does.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        job = _Job(do, arguments, then)
+        return await self.begin(do, *arguments, then=then).result()
+
+    def begin(
+        self,
+        do: Callable[[*Arguments], Result],
+        *arguments: *Arguments,
+        then: Callable[[Result], None] | None = None,
+        settled: Callable[[], None] = lambda: None,
+    ) -> Begun[Result]:
+        """The same without waiting: somebody has to ask for its `result`, who hears of errors.
+
+        `settled` is called when all of it is over, whether it failed or not.
+        """
+
+        def settle() -> None:
+            self._busy -= 1
+            settled()
+
+        begun = Begun(do, arguments, then, settle)
         self._busy += 1
         try:
             if self._busy > self._threads and self._threads < FEED_THREADS_MAX:
                 self._begin_thread()
-            # The thread runs when this one sleeps, so nothing is left to be done behind it.
-            self._jobs.put(job)
-            await trio.lowlevel.wait_task_rescheduled(_go_on)
-            if job.error is not None:
-                raise job.error
-            return job.result  # type: ignore[return-value]
-        finally:
-            self._busy -= 1
-            # What was raised keeps the frames that it went through, and with them the job.
-            job.error = None
+        except BaseException:
+            settle()
+            raise
+        # The thread runs when this one sleeps, so nothing is left to be done behind it.
+        self._jobs.put(begun)
+        return begun
 
     def close(self) -> None:
         """Let the threads go, when nothing is done any more."""
@@ -116,7 +162,7 @@ def _go_on(_: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def _work(jobs: queue.SimpleQueue[_Job[Any] | None], token: trio.lowlevel.TrioToken) -> None:
+def _work(jobs: queue.SimpleQueue[Begun[Any] | None], token: trio.lowlevel.TrioToken) -> None:
     while (job := jobs.get()) is not None:
         job.work()
         try:

@@ -10,7 +10,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from kachery_p2p.feeds.bucket_member import BucketMember
-from kachery_p2p.feeds.hands import Hands
+from kachery_p2p.feeds.hands import Begun, Hands
 from kachery_p2p.feeds.replica import Heard, Replica, Standing
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.identity.keys import NodeId
@@ -37,6 +37,28 @@ class Source:
         self.own = own
 
 
+class Hearing:
+    """Something that a peer told, while it is taken in."""
+
+    def __init__(self, subfeed: Subfeed, told: Told) -> None:
+        self._subfeed = subfeed
+        self._told = told
+        self._size = subfeed.replica.readable
+        # What ended it before.
+        self.ending = subfeed.replica.ending
+        # Whoever waits for the entries that it brought knows of them.
+        self.is_told = False
+        self.begun: Begun[Heard] | None = None
+
+    def tell_entries(self, heard: Heard) -> None:
+        """Tell whoever waits for entries, if there are some."""
+        subfeed, told = self._subfeed, self._told
+        if heard.news and subfeed.replica.readable > self._size and told.entries:
+            self.is_told = True
+            subfeed.note_entries(told.base, told.entries)
+            subfeed.tell_changed()
+
+
 class Subfeed:
     """One subfeed, its replica, and the members that have it."""
 
@@ -58,7 +80,8 @@ class Subfeed:
         self.sources_changed = trio.Event()
         self._blamed: dict[NodeId, float] = {}
         self._changed = trio.Event()
-        self._lock = trio.Lock()
+        # Who has it works on the replica.
+        self._turn = trio.Semaphore(1, max_value=1)
         # Held while submitted messages are looked for and appended.
         self.submitting = trio.Lock()
         # The last entries that came, so that who waits for them need not read the disk.
@@ -73,33 +96,57 @@ class Subfeed:
         then: Callable[[Result], None] | None = None,
     ) -> Result:
         """What `do` returns, which works on the replica alone and in a thread (`Hands.do`)."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # Nearly always: who waits for its turn waits for one of the loop as well.
+        begun = self.begin(do, *arguments, then=then)
+        if begun is None:
+            await self._turn.acquire()
+            begun = self._begin(do, *arguments, then=then)
+        return await begun.result()
+
+    def begin(
+        self,
+        do: Callable[[*Arguments], Result],
+        *arguments: *Arguments,
+        then: Callable[[Result], None] | None = None,
+    ) -> Begun[Result] | None:
+        """The same without waiting (`Hands.begin`); None while others work on the replica."""
         try:
-            # Nearly always: a lock that is waited for costs a turn of the loop.
-            self._lock.acquire_nowait()
+            self._turn.acquire_nowait()
         except trio.WouldBlock:
-            await self._lock.acquire()
-        try:
-            return await self._hands.do(do, *arguments, then=then)
-        finally:
-            self._lock.release()
+            return None
+        return self._begin(do, *arguments, then=then)
 
-    async def hear(self, told: Told) -> Heard:
-        """Take in what a peer told. HeadError or ProofError if it lies."""
-        size, is_told = self.replica.readable, False
+    def _begin(
+        self,
+        do: Callable[[*Arguments], Result],
+        *arguments: *Arguments,
+        then: Callable[[Result], None] | None,
+    ) -> Begun[Result]:
+        return self._hands.begin(do, *arguments, then=then, settled=self._turn.release)
 
-        def tell_entries(heard: Heard) -> None:
-            nonlocal is_told
-            if heard.news and self.replica.readable > size and told.entries:
-                is_told = True
-                self.note_entries(told.base, told.entries)
-                self.tell_changed()
+    async def hear(self, told: Told, hearing: Hearing | None = None) -> Heard:
+        """Take in what a peer told. HeadError or ProofError if it lies.
 
-        heard = await self.work(self.replica.hear, told, then=tell_entries)
-        if heard.news and not is_told:
+        `hearing`: that of `begin_hearing`, if it was begun already.
+        """
+        if hearing is None:
+            hearing = Hearing(self, told)
+            heard = await self.work(self.replica.hear, told, then=hearing.tell_entries)
+        else:
+            assert hearing.begun is not None
+            heard = await hearing.begun.result()
+        if heard.news and not hearing.is_told:
             # Of what came without entries whoever waits hears now and not before: who told it has
             # them, which our caller notes before anybody else goes on.
             self.tell_changed()
         return heard
+
+    def begin_hearing(self, told: Told) -> Hearing | None:
+        """Begin to take in what a peer told, which `hear` waits for; None if that has to wait."""
+        hearing = Hearing(self, told)
+        hearing.begun = self.begin(self.replica.hear, told, then=hearing.tell_entries)
+        return None if hearing.begun is None else hearing
 
     def is_looking_into(self, session: Session) -> bool:
         """True while something is looked into that this session said: one thing at a time."""
@@ -197,7 +244,7 @@ class Subfeed:
     @property
     def is_unused(self) -> bool:
         """True if nothing is lost by forgetting what is in memory only."""
-        busy = self._lock.locked() or self.submitting.locked() or self.is_catching_up
+        busy = not self._turn.value or self.submitting.locked() or self.is_catching_up
         asking = self.asking or self.asking_buckets
         return not (busy or self.is_waited_for or self.sources or asking)
 

@@ -11,7 +11,7 @@ import trio
 from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import KacheryError, KeyFileError
 from kachery_p2p.feeds import keys
-from kachery_p2p.feeds.hands import Hands
+from kachery_p2p.feeds.hands import Begun, Hands
 from kachery_p2p.feeds.keys import FeedKey
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
@@ -126,10 +126,18 @@ class Subfeeds:
         if not isinstance(log, LogFile) or not log.owned or (log.is_quick and not log.has_grown()):
             return False
 
-        def tell(taken: tuple[int, list[bytes]]) -> None:
-            self._tell(subfeed, *taken)
+        return bool((await subfeed.work(log.absorb, then=self._telling(subfeed)))[1])
 
-        return bool((await subfeed.work(log.absorb, then=tell))[1])
+    def begin_to_take_in(self, name: SubfeedName) -> Begun[tuple[int, list[bytes]]] | None:
+        """Begin with the same, without a turn of the loop; None if that is not possible."""
+        subfeed = self._open.get(name)
+        log = None if subfeed is None else subfeed.replica.log
+        if subfeed is None or not isinstance(log, LogFile) or not (log.owned and log.is_quick):
+            return None
+        return subfeed.begin(log.absorb, then=self._telling(subfeed))
+
+    def _telling(self, subfeed: Subfeed) -> Callable[[tuple[int, list[bytes]]], None]:
+        return lambda taken: self._tell(subfeed, *taken)
 
     def is_far_behind(self, name: SubfeedName) -> bool:
         """True if programs have appended more to the subfeed than is taken in at once."""

@@ -15,7 +15,7 @@ from kachery_p2p.errors import PeerRefusedError
 from kachery_p2p.feeds import moving
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import REQUEST_S_MAX
-from kachery_p2p.network.session import Session
+from kachery_p2p.network.session import Handler, Session
 from kachery_p2p.network.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -90,17 +90,25 @@ class Feeding:
                 self._service = None
                 self._running = trio.Event()
 
-    def _answerer(self, op: str) -> Callable[[Session, dict[str, Any]], Awaitable[dict[str, Any]]]:
-        async def answer(session: Session, body: dict[str, Any]) -> dict[str, Any]:
-            if self._service is None and self._has_feeds:
-                # Members ask as soon as they are connected, and would not ask again.
-                with trio.move_on_after(REQUEST_S_MAX / 2):
-                    await self._running.wait()
+    def _answerer(self, op: str) -> Handler:
+        def answer(session: Session, body: dict[str, Any]) -> Awaitable[dict[str, Any]]:
             if self._service is None:
-                raise PeerRefusedError("not available in this channel")
-            return await self._service.handlers[op](session, body)
+                return self._answer_later(op, session, body)
+            # Now: some begin before they are waited for.
+            return self._service.handlers[op](session, body)
 
         return answer
+
+    async def _answer_later(
+        self, op: str, session: Session, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        if self._has_feeds:
+            # Members ask as soon as they are connected, and would not ask again.
+            with trio.move_on_after(REQUEST_S_MAX / 2):
+                await self._running.wait()
+        if self._service is None:
+            raise PeerRefusedError("not available in this channel")
+        return await self._service.handlers[op](session, body)
 
 
 def _import_service() -> type[FeedService]:

@@ -71,7 +71,7 @@ def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) ->
     A thread that stays in case that more is appended is at work only while somebody appends.
     """
     at_work = 0
-    in_thread, append, by_hand = trio.to_thread.run_sync, Appender.append, Hands.do
+    in_thread, append, by_hand = trio.to_thread.run_sync, Appender.append, Hands.begin
 
     @contextlib.contextmanager
     def working() -> Iterator[None]:
@@ -93,12 +93,16 @@ def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) ->
         with working():
             return await append(*args)
 
-    async def by_hand_at_work(*args: Any, **options: Any) -> Any:
-        with working():
-            return await by_hand(*args, **options)
+    def by_hand_at_work(
+        *args: Any, settled: Callable[[], None] = lambda: None, **options: Any
+    ) -> Any:
+        working_until = contextlib.ExitStack()
+        working_until.enter_context(working())
+        working_until.callback(settled)
+        return by_hand(*args, settled=working_until.close, **options)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    monkeypatch.setattr(Hands, "do", by_hand_at_work)
+    monkeypatch.setattr(Hands, "begin", by_hand_at_work)
     monkeypatch.setattr(Appender, "append", append_at_work)
     return autojump_clock
 

@@ -22,6 +22,7 @@ from kachery_p2p.errors import (
 from kachery_p2p.feeds import replica as replica_module
 from kachery_p2p.feeds import writers as writers_module
 from kachery_p2p.feeds.direct import DirectLog, NotHere, OpenedAnew
+from kachery_p2p.feeds.disk import sync_data
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.feeds.replica import Replica
@@ -81,6 +82,28 @@ def test_nothing_is_shown_or_signed_before_the_node_has_synced_it(
         own.absorb()
     assert seen == [(0, None)]
     assert own.size == 2
+
+
+def test_the_node_can_be_told_of_what_is_written_before_the_disk_has_it(
+    own: LogFile, direct: Callable[[], DirectLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, steps = direct(), list[str]()
+    log.append(messages(1))
+    take_in(own)
+
+    def sync(descriptor: int) -> None:
+        steps.append("synced")
+        sync_data(descriptor)
+
+    monkeypatch.setattr("kachery_p2p.feeds.direct.sync_data", sync)
+
+    def written() -> None:
+        # The lock is free, and the node syncs it itself before it shows it.
+        steps.append("told")
+        assert own.absorb() == (1, messages(2, 1))
+
+    assert log.append(messages(2, 1), written) == 1
+    assert steps == ["told", "synced"]
 
 
 def test_a_program_appends_while_the_node_is_away_and_the_node_finds_it(

@@ -104,3 +104,31 @@ async def test_threads_are_bounded_and_used_again(hands: Hands) -> None:
     assert len(seen) == FEED_THREADS_MAX
     for _ in range(3):
         assert await hands.do(threading.get_ident) in seen
+
+
+async def test_what_is_begun_is_done_without_anybody_who_waits(hands: Hands) -> None:
+    told, settled = trio.Event(), []
+    begun = hands.begin(int, "7", then=lambda _: told.set(), settled=lambda: settled.append(7))
+    with trio.fail_after(WAIT_S):
+        await told.wait()
+    assert settled == [7]
+    assert await begun.result() == 7
+    failing = hands.begin(divmod, 7, 0, then=lambda _: settled.append(8))
+    with pytest.raises(ZeroDivisionError):
+        await failing.result()
+    assert settled == [7]
+
+
+async def test_a_thread_that_cannot_be_begun_leaves_nothing_that_is_not_settled(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    settled: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            hands.begin(int, "7", settled=lambda: settled.append(7))
+    assert settled == [7]
+    assert await hands.do(int, "8") == 8
