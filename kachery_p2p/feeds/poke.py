@@ -8,6 +8,8 @@ no such datagram, or about no feed of this node, is passed over.
 
 from __future__ import annotations
 
+import functools
+
 from kachery_p2p.content.hashes import ContentHash, FeedId
 
 SOCKET_NAME = "feeds.sock"
@@ -22,6 +24,8 @@ def encode_poke(feed: FeedId, name_hash: ContentHash) -> bytes:
     return _MAGIC + feed.raw + name_hash.raw
 
 
+# Who appends often says the same often.
+@functools.lru_cache(maxsize=64)
 def decode_poke(data: bytes) -> tuple[FeedId, ContentHash] | None:
     """Which subfeed a datagram is about; None if it is none."""
     if len(data) != POKE_BYTES or not data.startswith(_MAGIC):

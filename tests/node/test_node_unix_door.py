@@ -396,6 +396,8 @@ async def test_when_all_places_are_taken_the_idle_make_room(
     ):
         for client in (first, second, third):
             assert "ok" in await client.call("hello", {"version": 1})
+            # A client counts as idle when its call is over, a moment after it is answered.
+            await trio.testing.wait_all_tasks_blocked()
         assert await first.receive() is None
         assert "ok" in await second.call("hello", {"version": 1})
 
