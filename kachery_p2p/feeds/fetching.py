@@ -203,23 +203,26 @@ class _Run:
         return found
 
     async def _keep(self, brought: list[_Brought]) -> None:
-        kept = await self._subfeed.work(self._verify_and_keep, brought)
+        kept, first, entries = await self._subfeed.work(self._verify_and_keep, brought)
         if kept < len(brought):
             for later in reversed(brought[kept + 1 :]):
                 self._plan.put_back(later)
             self._plan.wrong(brought[kept])
             self._drop(brought[kept].source, ProtocolError("sent entries that were not signed"))
+        if entries:
+            self._subfeed.note_entries(first, entries)
         if kept:
-            last = brought[kept - 1]
-            self._subfeed.note_entries(last.first, last.entries)
             self._subfeed.tell_changed()
             self._grown(self._subfeed)
         self._tell_turn()
 
-    def _verify_and_keep(self, brought: list[_Brought]) -> int:
-        """How many of these answers were right; those are durable. In a thread."""
+    def _verify_and_keep(self, brought: list[_Brought]) -> tuple[int, int, list[bytes]]:
+        """How many of these answers were right, the position of the first entry that was kept, and
+        the entries, which are durable. In a thread.
+        """
         replica = self._replica
         frontier: Frontier = replica.log.frontier()
+        first = frontier.size
         entries: list[bytes] = []
         stored: list[bytes] = []
         kept = 0
@@ -234,9 +237,10 @@ class _Run:
             entries += fresh
             stored += more
             kept += 1
-        if entries and frontier.size <= replica.size:
-            replica.keep(entries, frontier, stored)
-        return kept
+        if not entries or frontier.size > replica.size:
+            return kept, first, []
+        replica.keep(entries, frontier, stored)
+        return kept, first, entries
 
 
 async def _ask_for_entries(

@@ -71,11 +71,29 @@ class _Talk:
 class _News:
     """What a member tells of a subfeed by itself."""
 
-    def __init__(self, subfeed: Subfeed, source: Source, told: Told) -> None:
+    def __init__(self, subfeed: Subfeed, talk: _Talk, source: Source, body: dict[str, Any]) -> None:
         self.subfeed = subfeed
+        self.talk = talk
         self.source = source
-        self.told = told
+        self._body = body
+        # Known when it has begun: what is told, or what is wrong with that; and what comes of it,
+        # unless that has to wait.
+        self.told: Told | None = None
+        self.wrong = ""
         self.hearing: Hearing | None = None
+
+    def begin(self, now: float) -> None:
+        """Look at it, and begin to take it in if others do nothing with the subfeed. It was paid
+        for.
+        """
+        try:
+            self.told = Told.of(self._body)
+        except ProtocolError as error:
+            self.wrong = str(error)
+            return
+        self.source.head = self.told.head
+        if not self.subfeed.is_blamed(self.source.session, now):
+            self.hearing = self.subfeed.begin_hearing(self.told)
 
 
 class Following:
@@ -332,34 +350,23 @@ class Following:
     def hear_news(self, session: Session, body: dict[str, Any]) -> Awaitable[dict[str, Any]]:
         """Answer `feed news`: when it is taken in, so that nobody tells faster than we can.
 
-        It is begun when this returns: whoever reads the feed waits for it.
+        It is begun when this returns, if nothing has to be waited for: whoever reads the feed
+        waits for it. PeerRefusedError.
         """
-        news = self._begun_news(session, body)
-        return self._hear_news(session, body) if news is None else self._finish_news(news)
+        news, now = self._news_of(session, body), trio.current_time()
+        if news.talk.allowance.wait_s(1, now) > 0:
+            return self._hear_in_turn(news)
+        news.talk.allowance.pay(1, now)
+        news.begin(now)
+        return self._hear(news)
 
-    def _begun_news(self, session: Session, body: dict[str, Any]) -> _News | None:
-        """The news, while they are taken in; None if they have to wait, or are none."""
-        try:
-            news, talk = self._news_of(session, body)
-        except PeerError:
-            # It is said when it is answered.
-            return None
-        now = trio.current_time()
-        if talk.allowance.wait_s(1, now) > 0 or news.subfeed.is_blamed(session, now):
-            return None
-        news.hearing = news.subfeed.begin_hearing(news.told)
-        if news.hearing is None:
-            return None
-        talk.allowance.pay(1, now)
-        return news
+    async def _hear_in_turn(self, news: _News) -> dict[str, Any]:
+        await wait_for_turn(news.talk.allowance, 1)
+        news.begin(trio.current_time())
+        return await self._hear(news)
 
-    async def _hear_news(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        news, talk = self._news_of(session, body)
-        await wait_for_turn(talk.allowance, 1)
-        return await self._finish_news(news)
-
-    def _news_of(self, session: Session, body: dict[str, Any]) -> tuple[_News, _Talk]:
-        """What a request tells, and who does. PeerRefusedError, ProtocolError."""
+    def _news_of(self, session: Session, body: dict[str, Any]) -> _News:
+        """Who tells something of which subfeed; what it is was not looked at. PeerRefusedError."""
         name, channel = SubfeedName.of(body), body["channel"]
         subfeed = self._subfeeds.open_now(name)
         talk = self._talks.get(session)
@@ -368,15 +375,14 @@ class Following:
         source = subfeed.sources.get(session)
         if source is None:
             raise refusal()
-        told = Told.of(body)
-        return _News(subfeed, Source(session, channel, told.head, source.own), told), talk
+        return _News(subfeed, talk, Source(session, channel, None, source.own), body)
 
-    async def _finish_news(self, news: _News) -> dict[str, Any]:
-        session = news.source.session
+    async def _hear(self, news: _News) -> dict[str, Any]:
+        if news.told is None:
+            raise ProtocolError(news.wrong)
         standing = await self._learn(news.subfeed, news.source, news.told, news.hearing)
-        talk = self._talks.get(session) if isinstance(session, Session) else None
-        if standing is Standing.UNKNOWN and talk is not None:
-            talk.add([news.subfeed.name])
+        if standing is Standing.UNKNOWN:
+            news.talk.add([news.subfeed.name])
         return {}
 
 

@@ -75,8 +75,10 @@ class Growth:
             return
         if len(self._looking) < FEED_LOOKED_AFTER_MAX:
             self._looking.add(name)
-            # Those that follow wait for it.
-            begun = self._subfeeds.begin_to_take_in(name)
+            begun = None
+            # Those that follow wait for it. Whatever is wrong is met again, and noted, by the task.
+            with contextlib.suppress(Exception):
+                begun = self._subfeeds.begin_to_take_in(name)
             self._nursery.start_soon(self._look_after, name, begun)
         elif len(self._waiting) < FEED_ROWS_MAX:
             self._waiting[name] = None

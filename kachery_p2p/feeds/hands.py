@@ -68,10 +68,9 @@ class Begun(Generic[Result]):
             except BaseException as error:
                 self._error = error
         self._is_settled = True
-        self._settled()
         if self._task is None:
-            return
-        if is_told:
+            self._settled()
+        elif is_told:
             # Those that it woke up go first.
             token.run_sync_soon(trio.lowlevel.reschedule, self._task)
         else:
@@ -83,6 +82,8 @@ class Begun(Generic[Result]):
             if not self._is_settled:
                 self._task = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(_go_on)
+                # Not before: what the caller does next comes before anything that is begun.
+                self._settled()
             if self._error is not None:
                 raise self._error
             return self._result  # type: ignore[return-value]
@@ -133,12 +134,13 @@ class Hands:
 
         begun = Begun(do, arguments, then, settle)
         self._busy += 1
-        try:
-            if self._busy > self._threads and self._threads < FEED_THREADS_MAX:
+        if self._busy > self._threads and self._threads < FEED_THREADS_MAX:
+            try:
                 self._begin_thread()
-        except BaseException:
-            settle()
-            raise
+            except BaseException:
+                if not self._threads:
+                    settle()
+                    raise
         # The thread runs when this one sleeps, so nothing is left to be done behind it.
         self._jobs.put(begun)
         return begun

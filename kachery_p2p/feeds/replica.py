@@ -88,6 +88,9 @@ class Heard(NamedTuple):
     standing: Standing
     # Something is known now that others should hear.
     news: bool = False
+    # The entries that were verified and kept, and the position of the first; not all that was told.
+    first: int = 0
+    kept: Sequence[bytes] = ()
 
 
 class UnprovableError(PeerError):
@@ -102,6 +105,8 @@ class Replica:
         # The best head with all entries, while a better one is known; and the path to that one.
         self._shown: SignedHead | None = None
         self._ahead: tuple[SignedHead, Path] | None = None
+        # What of the entries that a peer told last was kept, and the position of the first.
+        self._kept: tuple[int, Sequence[bytes]] = (0, ())
         # After a fork: heads of which is known already where they part from ours.
         self._compared: list[SignedHead] = []
 
@@ -212,12 +217,12 @@ class Replica:
 
         HeadError or ProofError if the owner did not say that, and then the peer lies.
         """
-        known = self._known
+        known, self._kept = self._known, (0, ())
         if told.fork is not None:
             self.convict(told.fork)
         self._hear_end(told.tombstones)
         standing = Standing.NONE if told.head is None else self._hear_head(told, told.head)
-        return Heard(standing, self._known != known)
+        return Heard(standing, self._known != known, *self._kept)
 
     @property
     def _known(self) -> tuple[object, ...]:
@@ -310,6 +315,7 @@ class Replica:
             return False
         # What was here is what was believed, so the head needs no other proof than its root.
         self.log.keep(entries, frontier, stored, head)
+        self._kept = first, entries
         return True
 
     def _settle(self, head: SignedHead) -> None:

@@ -40,10 +40,8 @@ class Source:
 class Hearing:
     """Something that a peer told, while it is taken in."""
 
-    def __init__(self, subfeed: Subfeed, told: Told) -> None:
+    def __init__(self, subfeed: Subfeed) -> None:
         self._subfeed = subfeed
-        self._told = told
-        self._size = subfeed.replica.readable
         # What ended it before.
         self.ending = subfeed.replica.ending
         # Whoever waits for the entries that it brought knows of them.
@@ -51,12 +49,11 @@ class Hearing:
         self.begun: Begun[Heard] | None = None
 
     def tell_entries(self, heard: Heard) -> None:
-        """Tell whoever waits for entries, if there are some."""
-        subfeed, told = self._subfeed, self._told
-        if heard.news and subfeed.replica.readable > self._size and told.entries:
+        """Tell whoever waits for entries of those that were kept: nobody has vouched for others."""
+        if heard.kept:
             self.is_told = True
-            subfeed.note_entries(told.base, told.entries)
-            subfeed.tell_changed()
+            self._subfeed.note_entries(heard.first, heard.kept)
+            self._subfeed.tell_changed()
 
 
 class Subfeed:
@@ -131,7 +128,7 @@ class Subfeed:
         `hearing`: that of `begin_hearing`, if it was begun already.
         """
         if hearing is None:
-            hearing = Hearing(self, told)
+            hearing = Hearing(self)
             heard = await self.work(self.replica.hear, told, then=hearing.tell_entries)
         else:
             assert hearing.begun is not None
@@ -144,7 +141,7 @@ class Subfeed:
 
     def begin_hearing(self, told: Told) -> Hearing | None:
         """Begin to take in what a peer told, which `hear` waits for; None if that has to wait."""
-        hearing = Hearing(self, told)
+        hearing = Hearing(self)
         hearing.begun = self.begin(self.replica.hear, told, then=hearing.tell_entries)
         return None if hearing.begun is None else hearing
 

@@ -10,10 +10,13 @@ from kachery_p2p.errors import LogFormatError, ProtocolError
 from kachery_p2p.feeds.names import HEAD_TAG, subfeed_log
 from kachery_p2p.feeds.tombstones import TOMBSTONE_BYTES, Tombstone
 from kachery_p2p.limits import FEED_NEWS_BYTES_MAX
+from kachery_p2p.log.entries import HEADER_BYTES
 from kachery_p2p.log.forks import ForkProof
 from kachery_p2p.log.heads import LogId, SignedHead
 from kachery_p2p.log.proofs import Path
-from kachery_p2p.wire.feed_messages import pack, unpack, unpack_hashes
+from kachery_p2p.wire.feed_messages import LENGTH_BYTES, pack, unpack, unpack_hashes
+
+_NEWS_ENTRIES_MAX = FEED_NEWS_BYTES_MAX // (LENGTH_BYTES + HEADER_BYTES)
 
 
 class SubfeedName(NamedTuple):
@@ -79,7 +82,7 @@ class Told(NamedTuple):
         except LogFormatError as error:
             raise ProtocolError(f"what it told of a feed is wrong: {error}")
         packed = body.get("entries", b"")
-        return known._replace(entries=unpack(packed, FEED_NEWS_BYTES_MAX)) if packed else known
+        return known._replace(entries=unpack(packed, _NEWS_ENTRIES_MAX)) if packed else known
 
 
 def _cut(data: bytes) -> list[bytes]:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import trio
 
-from kachery_p2p.errors import PeerGoneError
+from kachery_p2p.errors import PeerGoneError, ProtocolError
 
 _LENGTH_BYTES = 2
 _TAG_BYTES = 16
@@ -43,7 +43,11 @@ class NoiseChannel:
         self._unsent = b""
 
     async def read(self, n: int | None = None) -> bytes:
-        """What has come, at least one byte and at most `n`. PeerGoneError at the end."""
+        """What has come, at least one byte and at most `n`.
+
+        PeerGoneError at the end; ProtocolError for a packet with nothing in it, which takes as
+        long as any other and is counted nowhere.
+        """
         while not self._plain:
             self._plain = self._decrypted()
             if not self._plain:
@@ -93,7 +97,10 @@ class NoiseChannel:
                 end = start + int.from_bytes(view[at:start], "big")
                 if end > len(received):
                     break
-                found.append(self._cipher.decrypt(bytes(view[start:end])))
+                plain = self._cipher.decrypt(bytes(view[start:end]))
+                if not plain:
+                    raise ProtocolError("a peer sent a packet with nothing in it")
+                found.append(plain)
                 at = end
         del received[:at]
         return b"".join(found)

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import FeedEndedError, KeyFileError, StorageFullError
@@ -257,3 +258,25 @@ async def test_what_is_far_behind_is_taken_in_without_a_rest(
     poke(alice, feed)
     await trio.testing.wait_all_tasks_blocked(FEED_LOOK_AGAIN_IDLE_S / 2)
     assert held.size == 61
+
+
+async def test_a_thread_that_cannot_be_begun_costs_a_look_and_nothing_else(
+    lab: FeedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await lab.node("alice"), await lab.node("bob")
+    feed = await alice.new_feed('"0"')
+    assert await bob.read_all(feed, 1) == ['"0"']
+    hands, failed = alice.feeds._subfeeds.hands, trio.Event()
+    hands.close()
+
+    def fail() -> None:
+        failed.set()
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hands, "_begin_thread", fail)
+        append(program_of(alice, feed), '"1"')
+        poke(alice, feed)
+        await failed.wait()
+        await trio.testing.wait_all_tasks_blocked()
+    assert await bob.read(feed, 1, wait_s=60) == ['"1"']

@@ -92,7 +92,7 @@ def test_news_with_their_entries_need_no_question() -> None:
     reader = reader_of(author)
     memory(author).append(messages(3, first=10))
     heard = reader.hear(author.tell_news(10))
-    assert heard == (Standing.AGREES, True)
+    assert heard == (Standing.AGREES, True, 10, messages(3, first=10))
     assert memory(reader).kept == messages(13)
 
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 import trio
 
-from kachery_p2p.errors import PeerGoneError
+from kachery_p2p.errors import PeerGoneError, ProtocolError
 from kachery_p2p.network.noise_channel import PLAINTEXT_BYTES_MAX, NoiseChannel
 
 
@@ -70,9 +70,9 @@ async def all_of(channel: NoiseChannel, count: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 18, 19, 40, 1_000])
-async def test_packets_may_come_in_any_pieces_and_may_be_empty(ends: Ends, size: int) -> None:
+async def test_packets_may_come_in_any_pieces(ends: Ends, size: int) -> None:
     theirs = _Numbered()
-    sent = b"".join(packet(theirs, data) for data in (b"one", b"", b"", b"two", b"x" * 300, b"3"))
+    sent = b"".join(packet(theirs, data) for data in (b"one", b"two", b"x" * 300, b"3"))
     behind, rest = sent[:5], sent[5:]
     channel = NoiseChannel(ends[0], _Numbered(), behind)
     async with trio.open_nursery() as nursery:
@@ -107,6 +107,13 @@ async def test_what_was_changed_or_cut_off_is_never_read(ends: Ends) -> None:
     await ends[1].send_eof()
     with pytest.raises(PeerGoneError):
         await cut.read()
+
+
+async def test_packets_with_nothing_in_them_end_it(ends: Ends) -> None:
+    theirs = _Numbered()
+    channel = NoiseChannel(ends[0], _Numbered(), packet(theirs, b"") * 2)
+    with pytest.raises(ProtocolError):
+        await channel.read()
 
 
 async def test_what_the_system_does_not_take_at_once_is_sent_before_what_follows(
