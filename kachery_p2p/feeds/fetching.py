@@ -8,7 +8,7 @@ their own. Whoever answers wrongly is not asked again; whoever does not answer r
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -24,12 +24,14 @@ from kachery_p2p.errors import (
 from kachery_p2p.feeds.catchup import Brought, CatchUp, Wanted
 from kachery_p2p.feeds.replica import Replica
 from kachery_p2p.feeds.subfeed import Source, Subfeed, Teller
+from kachery_p2p.feeds.told import SubfeedName
 from kachery_p2p.limits import (
     FEED_CATCH_UPS_MAX,
     FEED_ENTRIES_S_MAX,
     FEED_KEPT_BYTES,
     FEED_LATE_S,
 )
+from kachery_p2p.log.entries import ENTRY_BYTES_MAX
 from kachery_p2p.log.heads import SignedHead
 from kachery_p2p.log.proofs import Path, verify_consistency
 from kachery_p2p.log.tree import Frontier, leaf_hash, subtrees
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 Failed = Callable[[Subfeed, Teller], None]
 Grown = Callable[[Subfeed], None]
+Came = Callable[[SubfeedName, str], Awaitable[None]]
 
 
 class _Supplier(NamedTuple):
@@ -51,12 +54,26 @@ class _Supplier(NamedTuple):
 _Brought = Brought[_Supplier]
 
 
-class Fetching:
-    """Brings what is missing. `grown` is told of what came, `failed` of sources that rest."""
+class _Kept(NamedTuple):
+    """How many answers were right, and what of them is durable now."""
 
-    def __init__(self, grown: Grown, failed: Failed) -> None:
+    answers: int
+    first: int = 0
+    entries: Sequence[bytes] = ()
+    # Those in which the entries came.
+    channels: frozenset[str] = frozenset()
+
+
+class Fetching:
+    """Brings what is missing.
+
+    `grown` is told of what came, `came` in which channel, and `failed` of sources that rest.
+    """
+
+    def __init__(self, grown: Grown, failed: Failed, came: Came) -> None:
         self._grown = grown
         self._failed = failed
+        self._came = came
         self._places = trio.CapacityLimiter(FEED_CATCH_UPS_MAX)
 
     async def catch_up(self, subfeed: Subfeed) -> None:
@@ -67,7 +84,7 @@ class Fetching:
         try:
             async with self._places:
                 # A fork or a tombstone that comes meanwhile changes what is missing.
-                while await _Run(subfeed, self._grown, self._failed).run():
+                while await _Run(subfeed, self._grown, self._failed, self._came).run():
                     pass
         except KacheryError as error:
             log.warning("feed %s: cannot keep what comes: %s", subfeed.name.feed[:16], error)
@@ -75,34 +92,62 @@ class Fetching:
             subfeed.is_catching_up = False
             subfeed.tell_changed()
 
-    async def single(self, subfeed: Subfeed, first: int, count: int) -> list[bytes]:
-        """Entries from `first` on, verified, without those before.
+    async def single(
+        self, subfeed: Subfeed, first: int, count: int, bytes_max: int = ENTRY_BYTES_MAX
+    ) -> list[bytes]:
+        """Entries from `first` on, verified, without those before: what fits, one at least.
 
         FeedUnavailableError if nobody who can be asked has them.
         """
-        best = subfeed.replica.best
         for source in list(subfeed.sources.values()):
-            if best is None or source.head is None or source.head.size <= first:
-                continue
-            judge = source.head
-            try:
-                return await proved_entries(subfeed, source, judge, first, count)
-            except PeerError as error:
-                _settle(subfeed, source.session, error, self._failed)
+            for judge in _judges(subfeed.replica, source):
+                count = min(count, subfeed.replica.size - first)
+                if judge.size <= first or count <= 0:
+                    continue
+                try:
+                    found = await proved_entries(subfeed, source, judge, first, count)
+                except PeerError as error:
+                    if subfeed.replica.log.fork is None:
+                        _settle(subfeed, source.session, error, self._failed)
+                    continue
+                # A fork or a tombstone may have come meanwhile.
+                found = _fitting(found[: max(0, subfeed.replica.size - first)], bytes_max)
+                if found:
+                    return found
         raise FeedUnavailableError(
             f"no connected node has message {first}",
             hint="it can be read when its author, or a node that follows the feed, is online",
         )
 
 
+def _judges(replica: Replica, source: Source) -> Sequence[SignedHead]:
+    """The heads by which entries of the source are judged; none if it has none."""
+    if source.head is None:
+        return ()
+    # Which history it has is not known: up to where they part, either will do.
+    return (source.head,) if replica.log.fork is None else replica.judges
+
+
+def _fitting(entries: Sequence[bytes], bytes_max: int) -> list[bytes]:
+    """The first ones, as many as fit; one at least if there is one."""
+    found: list[bytes] = []
+    for entry in entries:
+        bytes_max -= len(entry)
+        if found and bytes_max < 0:
+            break
+        found.append(entry)
+    return found
+
+
 class _Run:
     """One catch-up."""
 
-    def __init__(self, subfeed: Subfeed, grown: Grown, failed: Failed) -> None:
+    def __init__(self, subfeed: Subfeed, grown: Grown, failed: Failed, came: Came) -> None:
         self._subfeed = subfeed
         self._replica: Replica = subfeed.replica
         self._grown = grown
         self._failed = failed
+        self._came = came
         self._plan: CatchUp[_Supplier] = CatchUp(self._replica.log.size)
         self._asking: dict[_Supplier, trio.CancelScope] = {}
         self._wrong: set[_Supplier] = set()
@@ -138,16 +183,11 @@ class _Run:
             nursery.start_soon(self._ask, supplier, self._asking[supplier])
 
     def _suppliers(self) -> list[_Supplier]:
-        found = []
-        for source in self._subfeed.sources.values():
-            if source.head is None:
-                continue
-            if self._replica.log.fork is None:
-                found.append(_Supplier(source, source.head))
-            else:
-                # Which history it has is not known: up to where they part, either will do.
-                found += [_Supplier(source, judge) for judge in self._replica.judges]
-        return found
+        return [
+            _Supplier(source, judge)
+            for source in self._subfeed.sources.values()
+            for judge in _judges(self._replica, source)
+        ]
 
     async def _ask(self, supplier: _Supplier, scope: trio.CancelScope) -> None:
         with scope:
@@ -203,28 +243,30 @@ class _Run:
         return found
 
     async def _keep(self, brought: list[_Brought]) -> None:
-        kept, first, entries = await self._subfeed.work(self._verify_and_keep, brought)
-        if kept < len(brought):
-            for later in reversed(brought[kept + 1 :]):
+        kept = await self._subfeed.work(self._verify_and_keep, brought)
+        if kept.answers < len(brought):
+            wrong = brought[kept.answers]
+            for later in reversed(brought[kept.answers + 1 :]):
                 self._plan.put_back(later)
-            self._plan.wrong(brought[kept])
-            self._drop(brought[kept].source, ProtocolError("sent entries that were not signed"))
-        if entries:
-            self._subfeed.note_entries(first, entries)
-        if kept:
+            self._plan.wrong(wrong)
+            self._drop(wrong.source, ProtocolError("sent entries that were not signed"))
+        if kept.entries:
+            self._subfeed.note_entries(kept.first, kept.entries)
+        for channel in kept.channels:
+            await self._came(self._subfeed.name, channel)
+        if kept.answers:
             self._subfeed.tell_changed()
             self._grown(self._subfeed)
         self._tell_turn()
 
-    def _verify_and_keep(self, brought: list[_Brought]) -> tuple[int, int, list[bytes]]:
-        """How many of these answers were right, the position of the first entry that was kept, and
-        the entries, which are durable. In a thread.
-        """
+    def _verify_and_keep(self, brought: list[_Brought]) -> _Kept:
+        """Make durable what is right of these answers. In a thread."""
         replica = self._replica
         frontier: Frontier = replica.log.frontier()
         first = frontier.size
         entries: list[bytes] = []
         stored: list[bytes] = []
+        channels: set[str] = set()
         kept = 0
         for answer in brought:
             # The first ones may have come with news meanwhile.
@@ -237,10 +279,12 @@ class _Run:
             entries += fresh
             stored += more
             kept += 1
+            if fresh:
+                channels.add(answer.source.source.channel)
         if not entries or frontier.size > replica.size:
-            return kept, first, []
+            return _Kept(kept)
         replica.keep(entries, frontier, stored)
-        return kept, first, entries
+        return _Kept(kept, first, entries, frozenset(channels))
 
 
 async def _ask_for_entries(

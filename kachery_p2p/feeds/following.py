@@ -9,7 +9,7 @@ reconnection. What is told is believed only because the owner signed it (`replic
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Collection
 from typing import Any
 
 import trio
@@ -26,23 +26,21 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.feeds.bucket_looking import BucketLooking
 from kachery_p2p.feeds.bucket_member import BucketMember, Places
-from kachery_p2p.feeds.fetching import Fetching
+from kachery_p2p.feeds.fetching import Fetching, proved_entries
 from kachery_p2p.feeds.forks import settle_doubt
 from kachery_p2p.feeds.permits import Permits, wait_for_turn
 from kachery_p2p.feeds.replica import Standing, UnprovableError
 from kachery_p2p.feeds.spreading import Spreading
 from kachery_p2p.feeds.subfeed import Hearing, Source, Subfeed, Teller
 from kachery_p2p.feeds.subfeeds import Subfeeds
+from kachery_p2p.feeds.talks import News, Talk
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.limits import (
     FEED_ASKED_AT_ONCE_MAX,
-    FEED_NEWS_BURST,
-    FEED_NEWS_PER_S,
     FEED_REST_S,
     REQUEST_S_MAX,
 )
 from kachery_p2p.log.heads import SignedHead
-from kachery_p2p.network.allowance import TokenBucket
 from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
 
@@ -52,48 +50,6 @@ log = logging.getLogger(__name__)
 _OF_A_LIE = (HeadError, ProofError, LogFormatError, ProtocolError)
 # A head that changes while it is compared is asked for again, this often.
 _TRIES = 4
-
-
-class _Talk:
-    """What one session is still to be asked, and how much news it may tell."""
-
-    def __init__(self) -> None:
-        self.names: dict[SubfeedName, None] = {}
-        self.more = trio.Event()
-        self.scope = trio.CancelScope()
-        self.allowance = TokenBucket(FEED_NEWS_PER_S, FEED_NEWS_BURST, trio.current_time())
-
-    def add(self, names: Iterable[SubfeedName]) -> None:
-        self.names.update(dict.fromkeys(names))
-        self.more.set()
-
-
-class _News:
-    """What a member tells of a subfeed by itself."""
-
-    def __init__(self, subfeed: Subfeed, talk: _Talk, source: Source, body: dict[str, Any]) -> None:
-        self.subfeed = subfeed
-        self.talk = talk
-        self.source = source
-        self._body = body
-        # Known when it has begun: what is told, or what is wrong with that; and what comes of it,
-        # unless that has to wait.
-        self.told: Told | None = None
-        self.wrong = ""
-        self.hearing: Hearing | None = None
-
-    def begin(self, now: float) -> None:
-        """Look at it, and begin to take it in if others do nothing with the subfeed. It was paid
-        for.
-        """
-        try:
-            self.told = Told.of(self._body)
-        except ProtocolError as error:
-            self.wrong = str(error)
-            return
-        self.source.head = self.told.head
-        if not self.subfeed.is_blamed(self.source.session, now):
-            self.hearing = self.subfeed.begin_hearing(self.told)
 
 
 class Following:
@@ -112,9 +68,9 @@ class Following:
         self._permits = permits
         self._subfeeds = subfeeds
         self._spreading = spreading
-        self._fetching = Fetching(self._spreading.spread, self._ask_later)
+        self._fetching = Fetching(self._spreading.spread, self._ask_later, self._permits.note_copy)
         self.buckets = BucketLooking(places, sessions, subfeeds, self.ask)
-        self._talks: dict[Session, _Talk] = {}
+        self._talks: dict[Session, Talk] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -162,7 +118,7 @@ class Following:
             self._spreading.forget(session)
         for session in present:
             if session not in self._talks:
-                talk = self._talks[session] = _Talk()
+                talk = self._talks[session] = Talk()
                 names = self._subfeeds.wanted()
                 for name in names:
                     self._expect(name, session)
@@ -175,7 +131,7 @@ class Following:
         if subfeed is not None:
             subfeed.asking.add(session)
 
-    async def _talk_to(self, session: Session, talk: _Talk) -> None:
+    async def _talk_to(self, session: Session, talk: Talk) -> None:
         limit = trio.Semaphore(FEED_ASKED_AT_ONCE_MAX)
         with talk.scope:
             async with trio.open_nursery() as nursery:
@@ -257,7 +213,8 @@ class Following:
         if hearing is None and subfeed.is_blamed(session, trio.current_time()):
             return Standing.NONE
         try:
-            standing = (await subfeed.hear(told, hearing)).standing
+            heard = await subfeed.hear(told, hearing)
+            standing = heard.standing
             if standing is Standing.DOUBT:
                 assert told.head is not None
                 await self._settle_doubt(subfeed, source, told.head)
@@ -271,10 +228,30 @@ class Following:
             subfeed.note_source(source, standing)
         if isinstance(session, Session) and told.head is not None and standing is Standing.AGREES:
             self._spreading.note_known(subfeed.name, session, told.head.size)
-        if standing is not Standing.NONE:
-            await self._permits.note_copy(subfeed.name, source.channel)
         self.catch_up(subfeed)
+        if heard.kept:
+            await self._permits.note_copy(subfeed.name, source.channel)
+        elif standing is Standing.AGREES:
+            await self._note_if_there(subfeed, source)
         return standing
+
+    async def _note_if_there(self, subfeed: Subfeed, source: Source) -> None:
+        """The subfeed may be told of in a channel in which somebody else has all that is here.
+
+        A head says nothing about that: it may be the one that we have asked with. Its last entry
+        does, with the hashes of those before.
+        """
+        name, head = subfeed.name, source.head
+        if head is None or not head.size or head.size < subfeed.replica.readable:
+            return
+        if await self._permits.is_told_in(name, source.channel):
+            return
+        try:
+            await proved_entries(subfeed, source, head, head.size - 1, 1)
+        except PeerError as error:
+            log.debug("node %s did not show what it has: %s", source.session.peer[:16], error)
+        else:
+            await self._permits.note_copy(name, source.channel)
 
     async def _settle_doubt(self, subfeed: Subfeed, source: Source, head: SignedHead) -> None:
         try:
@@ -360,12 +337,12 @@ class Following:
         news.begin(now)
         return self._hear(news)
 
-    async def _hear_in_turn(self, news: _News) -> dict[str, Any]:
+    async def _hear_in_turn(self, news: News) -> dict[str, Any]:
         await wait_for_turn(news.talk.allowance, 1)
         news.begin(trio.current_time())
         return await self._hear(news)
 
-    def _news_of(self, session: Session, body: dict[str, Any]) -> _News:
+    def _news_of(self, session: Session, body: dict[str, Any]) -> News:
         """Who tells something of which subfeed; what it is was not looked at. PeerRefusedError."""
         name, channel = SubfeedName.of(body), body["channel"]
         subfeed = self._subfeeds.open_now(name)
@@ -375,9 +352,9 @@ class Following:
         source = subfeed.sources.get(session)
         if source is None:
             raise refusal()
-        return _News(subfeed, talk, Source(session, channel, None, source.own), body)
+        return News(subfeed, talk, Source(session, channel, None, source.own), body)
 
-    async def _hear(self, news: _News) -> dict[str, Any]:
+    async def _hear(self, news: News) -> dict[str, Any]:
         if news.told is None:
             raise ProtocolError(news.wrong)
         standing = await self._learn(news.subfeed, news.source, news.told, news.hearing)

@@ -74,9 +74,13 @@ class Permits:
         may_write = self._register.may_write
         return await trio.to_thread.run_sync(may_write, row(name), session.peer)
 
+    async def is_told_in(self, name: SubfeedName, channel: str) -> bool:
+        """True if the subfeed is an own one, or a copy that may be told of in the channel."""
+        return self.is_own(name.feed) or channel in await self._channels_of_copy(name)
+
     async def note_copy(self, name: SubfeedName, channel: str) -> None:
-        """What is known of the subfeed came in the channel: it may be told of there."""
-        if self.is_own(name.feed) or channel in await self._channels_of_copy(name):
+        """Entries of the subfeed came in the channel: it may be told of there."""
+        if await self.is_told_in(name, channel):
             return
         note = self._register.note_copy
         await trio.to_thread.run_sync(note, row(name), channel, time.time())

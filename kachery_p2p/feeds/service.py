@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from kachery_p2p.feeds.own_feeds import OwnFeeds
 from kachery_p2p.feeds.permits import row
 from kachery_p2p.feeds.serving import Serving
 from kachery_p2p.feeds.spreading import Spreading
-from kachery_p2p.feeds.subfeed import Source, Subfeed
+from kachery_p2p.feeds.subfeed import Source, Subfeed, Teller
 from kachery_p2p.feeds.submitting import Receiving, Submitted, Submitting
 from kachery_p2p.feeds.told import SubfeedName
 from kachery_p2p.feeds.waiting import Waiting
@@ -308,13 +308,13 @@ class FeedService(OwnFeeds):
             return (await self._receiving.receive(name, self._node_id, submitted))[0]
         return await self._submitting.submit(await self._followed(name), submitted)
 
-    async def _find_owner(self, subfeed: Subfeed) -> Source:
-        """Who says that it can append to the subfeed. FeedUnavailableError."""
+    async def _find_owner(self, subfeed: Subfeed, refused: Collection[Teller]) -> Source:
+        """Who says that it can append to the subfeed, and has not refused. FeedUnavailableError."""
         began = trio.current_time()
         while True:
             changed = subfeed.changed
             for source in subfeed.sources.values():
-                if source.own:
+                if source.own and source.session not in refused:
                     return source
             now = trio.current_time()
             waits = bool(subfeed.asking) or not self._sessions.settled

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -38,7 +38,7 @@ from kachery_p2p.feeds.messages import Submission, read_message, submitted_entry
 from kachery_p2p.feeds.names import HEAD_TAG
 from kachery_p2p.feeds.permits import Permits, wait_for_turn
 from kachery_p2p.feeds.register import Register
-from kachery_p2p.feeds.subfeed import Source, Subfeed
+from kachery_p2p.feeds.subfeed import Source, Subfeed, Teller
 from kachery_p2p.feeds.subfeeds import Subfeeds
 from kachery_p2p.feeds.told import SubfeedName
 from kachery_p2p.identity.keys import NodeId
@@ -64,6 +64,8 @@ from kachery_p2p.wire.feed_messages import (
 )
 
 Append = Callable[[Subfeed, Sequence[bytes]], Awaitable[int]]
+# Who says that it can append, and has not refused.
+Find = Callable[[Subfeed, Collection[Teller]], Awaitable[Source]]
 
 
 class Submitted(NamedTuple):
@@ -104,7 +106,6 @@ class Receiving:
         """
         subfeed = await self._subfeeds.open(name)
         async with subfeed.submitting:
-            await trio.to_thread.run_sync(self._note_missing, subfeed)
             asked = [Submission(submitter, message.id) for message in messages]
             known = await trio.to_thread.run_sync(self._positions, subfeed, asked)
             fresh = {s: m.text for s, m in zip(asked, messages, strict=True) if s not in known}
@@ -125,7 +126,18 @@ class Receiving:
         return [known[submission] for submission in asked], head
 
     def _positions(self, subfeed: Subfeed, asked: Sequence[Submission]) -> dict[Submission, int]:
+        """Where those are that the log has. In a thread."""
         log_name = subfeed.name.log.name
+        self._note_missing(subfeed)
+        found = self._noted(log_name, asked)
+        if not all(_is_at(subfeed, at, submission) for submission, at in found.items()):
+            # The log was restored from an older copy, and has grown again since.
+            self._register.forget_submissions(log_name)
+            self._note_missing(subfeed)
+            found = self._noted(log_name, asked)
+        return found
+
+    def _noted(self, log_name: bytes, asked: Sequence[Submission]) -> dict[Submission, int]:
         found = ((s, self._register.submitted_at(log_name, s)) for s in asked)
         return {submission: at for submission, at in found if at is not None}
 
@@ -133,6 +145,10 @@ class Receiving:
         """Note the submissions that the log has and the register does not: it was lost, or late."""
         log_name, log = subfeed.name.log.name, subfeed.replica.log
         noted = self._register.submissions_noted(log_name)
+        if noted > log.size:
+            # The log was restored from an older copy.
+            self._register.forget_submissions(log_name)
+            noted = 0
         while noted < log.size:
             entries = log.entries(noted, FEED_READ_ENTRIES_MAX, FEED_READ_BYTES_MAX)
             if not entries:
@@ -154,7 +170,7 @@ class Receiving:
 class Submitting:
     """The submitter's side. `find` looks for the owner's node."""
 
-    def __init__(self, node_id: NodeId, find: Callable[[Subfeed], Awaitable[Source]]) -> None:
+    def __init__(self, node_id: NodeId, find: Find) -> None:
         self._node_id = node_id
         self._find = find
 
@@ -170,17 +186,22 @@ class Submitting:
 
     async def _submit(self, subfeed: Subfeed, group: Sequence[Submitted]) -> list[int]:
         why: PeerError | None = None
+        refused: set[Teller] = set()
         with trio.move_on_after(SUBMIT_S_MAX):
             while True:
                 try:
-                    source = await self._find(subfeed)
+                    source = await self._find(subfeed, refused)
                     return await self._submit_to(source, subfeed, group)
                 except FeedUnavailableError:
+                    if refused:
+                        raise _refused(subfeed) from None
                     # It was there a moment ago, and may be back in another.
                     if why is None:
                         raise
                 except PeerRefusedError:
-                    raise _refused(subfeed)
+                    # Anybody can say that it is the owner: others that say so may take them.
+                    refused.add(source.session)
+                    continue
                 except (PeerGoneError, PeerTimeoutError, PeerBusyError) as error:
                     # It may have appended them: with the same ids it is safe to ask again.
                     why = error
@@ -208,6 +229,8 @@ class Submitting:
         if len(positions) != len(group) or not all(at < head.size for at in positions):
             raise ProtocolError("it did not say where the messages are")
         expected = dict(zip(positions, group, strict=True))
+        if len(expected) != len(group):
+            raise ProtocolError("it says that two messages are in one place")
         for first, end in _runs(sorted(expected)):
             await self._confirm(source, subfeed, head, first, end, expected)
         return positions
@@ -229,6 +252,12 @@ class Submitting:
                 if read_message(entry).submission != wanted:
                     raise ProtocolError("it says that a message is where another one is")
                 first += 1
+
+
+def _is_at(subfeed: Subfeed, position: int, submission: Submission) -> bool:
+    """True if the entry at a position of an own log is this submission."""
+    entries = subfeed.replica.log.entries(position, 1, FEED_READ_BYTES_MAX)
+    return any(found == submission for found, _ in _submissions_in(entries, position))
 
 
 def _messages_of(body: dict[str, Any]) -> list[Submitted]:

@@ -63,7 +63,7 @@ class Waiting:
             raise ended(subfeed)
         self._following.catch_up(subfeed)
         if replica.readable + FEED_SPARSE_ENTRIES <= first < replica.size:
-            return await self._following.fetching.single(subfeed, first, count_max)
+            return await self._following.fetching.single(subfeed, first, count_max, bytes_max)
         return ()
 
     async def _here(

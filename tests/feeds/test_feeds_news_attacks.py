@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from kachery_p2p.errors import PeerError
-from kachery_p2p.feeds import following as following_module
+from kachery_p2p.feeds import talks as talks_module
 from kachery_p2p.feeds.catchup import Brought
 from kachery_p2p.feeds.fetching import _Run, _Supplier
 from kachery_p2p.feeds.hands import Hands
@@ -89,13 +89,19 @@ async def test_of_an_answer_only_what_was_missing_is_shown(copy: Copy) -> None:
     path = prove_consistency(5, 8, copy.own.read_hash)
     await copy.subfeed.hear(Told(judge, base=5, path=path))
     assert copy.subfeed.replica.is_behind
-    source = Source(object(), "", judge, own=False)  # type: ignore[arg-type]
-    run = _Run(copy.subfeed, lambda subfeed: None, lambda subfeed, teller: None)
+    source = Source(object(), "lab", judge, own=False)  # type: ignore[arg-type]
+    came: list[str] = []
+
+    async def note(name: SubfeedName, channel: str) -> None:
+        came.append(channel)
+
+    run = _Run(copy.subfeed, lambda subfeed: None, lambda subfeed, teller: None, note)
     # The first two came with news while the answer was on its way.
     entries = [*messages(2, 3, "forged"), *messages(3, 5)]
     await run._keep([Brought(_Supplier(source, judge), 3, entries, ())])
     assert copy.log.kept == messages(8)
     assert copy.read() == messages(8)
+    assert came == ["lab"]
 
 
 async def test_a_reader_never_sees_what_was_put_before_the_news(
@@ -141,7 +147,7 @@ async def test_news_that_cannot_be_read_are_paid_for_like_others(
             looks += "entries" in body
             return Told.of(body, base)
 
-    monkeypatch.setattr(following_module, "Told", Counted)
+    monkeypatch.setattr(talks_module, "Told", Counted)
     began = trio.current_time()
     for _ in range(FEED_NEWS_BURST + 600):
         with pytest.raises(PeerError):
