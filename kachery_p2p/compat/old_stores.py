@@ -23,6 +23,7 @@ from kachery_p2p.compat.warned import warn
 from kachery_p2p.content.hashes import Cid, ContentHash, Md5
 from kachery_p2p.limits import OLD_FILES_KNOWN_MAX
 from kachery_p2p.store.paths import blob_path
+from kachery_p2p.store.sources import unsettled_s
 
 if TYPE_CHECKING:
     from kachery_p2p.store.old_links import OldLink
@@ -84,13 +85,16 @@ def is_file_of(path: str, content: ContentHash) -> bool:
         return False
     if not os.path.isfile(path):
         return False
-    state = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    # Whoever may write the file may set the first time, but not the second.
+    times = status.st_mtime_ns, status.st_ctime_ns
+    state = (path, status.st_dev, status.st_ino, status.st_size, times)
     found = _known.get(state)
     if found is None:
         found = hash_of(path)
-        if len(_known) >= OLD_FILES_KNOWN_MAX:
-            _known.clear()
-        _known[state] = found
+        if not unsettled_s(status):
+            if len(_known) >= OLD_FILES_KNOWN_MAX:
+                _known.clear()
+            _known[state] = found
     return found == content
 
 
@@ -104,7 +108,7 @@ def hash_of(path: str, algorithm: str = "sha1") -> str:
         ).hexdigest()
 
 
-_known: dict[tuple[str, int, int, int, int], str] = {}
+_known: dict[tuple[str, int, int, int, tuple[int, int]], str] = {}
 
 
 def _sha1_paths(content: ContentHash) -> Iterator[str]:
