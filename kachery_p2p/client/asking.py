@@ -110,9 +110,11 @@ def find(wanted: Uri, origin: Origin = ANYWHERE) -> Found:
 
 
 def size_of(wanted: Uri, origin: Origin = ANYWHERE) -> int:
-    """The size of a content; the network is asked only if it is not stored here."""
+    """The size of a content, verified; the network is asked only if it is not stored here."""
+    from kachery_p2p.client.loading import fetch_size
+
     path = find_local(wanted)
-    return os.stat(path).st_size if path is not None else describe(wanted, origin).size
+    return os.stat(path).st_size if path is not None else fetch_size(wanted, origin)
 
 
 def describe(wanted: Uri, origin: Origin = ANYWHERE) -> Info:

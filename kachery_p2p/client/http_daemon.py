@@ -89,6 +89,20 @@ class HttpDaemon:
             raise DaemonProtocolError("the daemon answered with another range than was asked for")
         return data
 
+    def blob_size(self, content: str, root: str | None, origin: Origin = ANYWHERE) -> int:
+        """The size of the blob, which the daemon has verified: the first byte's answer tells it."""
+        target = _blob_target(content, root, origin)
+        try:
+            with _Exchange(self, _deadline(origin.answer_s)) as exchange:
+                response = exchange.request("GET", target, None, {"Range": "bytes=0-0"})
+        except InvalidRangeError:
+            # Only an empty file has no first byte.
+            return 0
+        size = response.getheader("Content-Range", "").rpartition("/")[2]
+        if response.status != 206 or not size.isdecimal():
+            raise DaemonProtocolError("the daemon did not say how large the file is")
+        return int(size)
+
     def put_blob(self, content: str, file: IO[bytes], reporter: Reporter | None = None) -> None:
         """Hand the daemon a blob that it lacks; `reporter` counts what is sent."""
         size = os.fstat(file.fileno()).st_size

@@ -166,7 +166,10 @@ def open_range(
 
 
 def fetch_size(wanted: Uri, origin: Origin = ANYWHERE) -> int:
-    """The size of a content that is not stored here and has a root, which vouches for it."""
+    """The verified size of a content that is not stored here; without a root all of it is loaded.
+
+    What members say of it is not enough: one that lies could have the content cut short.
+    """
     daemon = _daemon_for(wanted)
     if not isinstance(daemon, UnixDaemon):
         return _size_over_http(daemon, wanted, origin)
@@ -232,13 +235,11 @@ def _check_empty(daemon: HttpDaemon, wanted: Uri, end: int, origin: Origin) -> b
 
 
 def _size_over_http(daemon: HttpDaemon, wanted: Uri, origin: Origin) -> int:
+    """The size that the daemon has verified."""
     try:
-        size = _call(daemon, "find", wanted, origin)[0]["size"]
+        return daemon.blob_size(wanted.content, wanted.root, origin)
     except DaemonDownError as error:
         raise nowhere(wanted, error) from error
-    if size is None:
-        raise NotFoundError(f"nobody has sha1://{wanted.content}")
-    return int(size)
 
 
 def copy_out(wanted: Uri, path: str, dest: str) -> str:

@@ -204,6 +204,7 @@ class Api:
             if call.body["timeout_s"] != 0:
                 claims = await self._claims(content, root, call)
         if size is None and claims:
+            # For people to read. What must be right is asked of `load_range`, by the root.
             size = claims[0].size
         return {
             "local": opened is not None,

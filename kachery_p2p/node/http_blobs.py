@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import trio
 
-from kachery_p2p.errors import InvalidRangeError, NotFoundError
+from kachery_p2p.errors import InvalidRangeError
 from kachery_p2p.limits import DOOR_PIECE_BYTES
 from kachery_p2p.node.doors import Call, Handlers, answer, run
 from kachery_p2p.node.http_wire import Headers, HttpConnection, HttpError, Request
@@ -73,10 +73,10 @@ class _Blob:
             call.close_attached()
 
     async def get_range(self, asked: str) -> None:
+        began = trio.current_time()
         size = await self._size()
         start, end = parse_range(asked, size)
-        body = {**self._name, **self._sources, "timeout_s": self._timeout_s}
-        call = self._call_as_owner("load_range", {**body, "start": start, "end": end})
+        call = self._range_call(start, end, spent_s=trio.current_time() - began)
         try:
             found = _result(await self._run(call))
             extent = ("Content-Range", f"bytes {start}-{end - 1}/{size}")
@@ -108,9 +108,16 @@ class _Blob:
         remote = self._connection.remote
         return Call(operation_named(name, TOKEN), body, remote=remote, **more)
 
-    def _call_as_owner(self, name: str, body: dict[str, Any]) -> Call:
-        """An operation that has no route of its own because this is its route."""
-        operation = operation_named(name, "owner")
+    def _range_call(self, start: int, end: int, *, spent_s: float = 0.0) -> Call:
+        """`load_range`: it has no route of its own because this is its route.
+
+        `spent_s` of the time that the client allows are over.
+        """
+        timeout_s = self._timeout_s
+        if timeout_s is not None and spent_s:
+            timeout_s = max(timeout_s - spent_s, 0.0)
+        body = {**self._name, **self._sources, "timeout_s": timeout_s, "start": start, "end": end}
+        operation = operation_named("load_range", "owner")
         return Call(operation, body, remote=self._connection.remote)
 
     async def _run(self, call: Call) -> dict[str, Any]:
@@ -120,14 +127,16 @@ class _Blob:
         return reply
 
     async def _size(self) -> int:
-        """The blob's size, from this node's own store if it is there, else from who has it."""
-        for timeout_s in (0, self._timeout_s):
-            body = {**self._name, **self._sources, "timeout_s": timeout_s}
-            call = self._call("find", body)
-            size = _result(await self._run(call))["size"]
-            if isinstance(size, int):
-                return size
-        raise NotFoundError(f"nobody has sha1://{self._content}")
+        """The blob's size as its root binds it; without a root the whole is fetched first.
+
+        `find` would be quicker, but tells what some member claims: one that lies could have
+        the blob cut short here.
+        """
+        call = self._range_call(0, 0)
+        try:
+            return int(_result(await self._run(call))["size"])
+        finally:
+            call.close_attached()
 
     async def _send_blob(
         self, call: Call, status: int, headers: Headers, *, offset: int, length: int

@@ -383,7 +383,7 @@ async def test_head_tells_the_size_without_the_bytes(tmp_path: Path) -> None:
         answer = await one.ask("HEAD", f"/blobs/sha1/{HASH}")
         assert (answer.status, answer.body) == (200, b"")
         assert answer.headers["content-length"] == str(len(BLOB))
-        assert [call.operation for call in one.calls] == ["find"]
+        assert [call.operation for call in one.calls] == ["load_range"]
 
 
 @pytest.mark.parametrize(
