@@ -1,13 +1,15 @@
 """A download under way, on disk: STORE/.partial/<node id>/<sha1>-<root>/
 
-    root    the root object; the lock of the writing process is on this file
+    root    the root object, and the channel if all chunks came in one; the lock of the
+            writing process is on this file
     pages   the chunk hashes, page n at n x 32 KiB, in no order
     bits    a bit for each chunk that was verified and written; a hint
     data    the bytes, each chunk at its place; it becomes the object by a rename
 
 Only the daemon writes here, one process at a time. Nothing is synced on the way: after
 a crash everything is hashed again before it counts, so the files may say what they
-like. Of the pages one is kept in memory; of the rest only which ones were verified.
+like, but for the channel: it must never be told of chunks that came in another. Of the
+pages one is kept in memory; of the rest only which ones were verified.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # A finishing process may remove the directory while we open it; twice in a row it does not.
 _ATTEMPTS = 3
+# Between the root object and the channel's id.
+_CHANNEL_MARK = b"\nchannel "
 
 
 class Partial:
@@ -51,6 +55,8 @@ class Partial:
     def __init__(self, directory: str, root_object: RootObject, files: _Files) -> None:
         self.directory = directory
         self.root_object = root_object
+        # Every chunk came in the channel that this was opened for, and may be served there.
+        self.is_of_channel = False
         self._files = files
         self._lock = threading.Lock()
         self._verified_pages: set[int] = set()
@@ -64,9 +70,11 @@ class Partial:
         node_id: str,
         root_object: RootObject,
         reserve_bytes: int = DISK_RESERVE_BYTES,
+        channel: str | None = None,
     ) -> Partial:
         """Begin the download, or go on with it; `verified_chunks` says from where.
 
+        From now on chunks come in `channel`; `is_of_channel` says whether all of them did.
         Raises PartialInUseError if another process has it open, StorageFullError if
         what is still missing does not fit on the disk.
         """
@@ -77,20 +85,46 @@ class Partial:
             files = _open_locked(DurableDirectories(store), store, directory)
             try:
                 partial = cls(directory, root_object, files)
-                partial._lay_out(store, reserve_bytes)
+                partial._lay_out(store, reserve_bytes, channel)
                 return partial
             except BaseException:
                 files.close()
                 raise
 
-    def _lay_out(self, store: str, reserve_bytes: int) -> None:
-        encoded = self.root_object.encode()
-        if _whole_file(self._files.root) != encoded:
-            os.ftruncate(self._files.root, 0)
-            write_all(self._files.root, encoded, 0)
+    def _lay_out(self, store: str, reserve_bytes: int, channel: str | None) -> None:
+        self.is_of_channel = self._note_channel(channel)
         present = os.fstat(self._files.data).st_blocks * 512
         check_space(store, max(0, self.root_object.size - present), reserve_bytes)
         os.ftruncate(self._files.data, self.root_object.size)
+
+    def _note_channel(self, channel: str | None) -> bool:
+        """True if every chunk that is here or comes is of `channel`, and noted as such."""
+        file, encoded = self._files.root, self.root_object.encode()
+        note = b"" if channel is None else _CHANNEL_MARK + channel.encode()
+        found = _whole_file(file)
+        if found == encoded + note:
+            return channel is not None
+        if found.startswith(encoded):
+            # What is noted of another channel must be gone from the disk, too, before a chunk
+            # of this one comes. A process that was killed may have taken it away unsynced.
+            os.ftruncate(file, len(encoded))
+            self._sync_note()
+        else:
+            os.ftruncate(file, 0)
+            write_all(file, encoded, 0)
+        if channel is None or os.fstat(self._files.bits).st_size:
+            return False
+        # No chunk ever came. Nor are hashes passed on that came in another channel.
+        os.ftruncate(self._files.pages, 0)
+        write_all(file, note, len(encoded))
+        return True
+
+    def _sync_note(self) -> None:
+        try:
+            sync_file(self._files.root)
+        except BaseException:
+            self.discard()
+            raise
 
     # --- pages --------------------------------------------------------------------------
 

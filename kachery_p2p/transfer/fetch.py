@@ -16,12 +16,7 @@ import trio
 
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import RootObject, chunk_length
-from kachery_p2p.errors import (
-    InvalidRangeError,
-    KacheryError,
-    LoadFileError,
-    UriInconsistentError,
-)
+from kachery_p2p.errors import InvalidRangeError, KacheryError, LoadFileError, UriInconsistentError
 from kachery_p2p.limits import CREW_LOOK_S, FETCH_LINGER_S, SOURCES_MAX
 from kachery_p2p.network.failures import one_error
 from kachery_p2p.store.blobs import BlobStore
@@ -68,7 +63,9 @@ class Fetch:
         is_small: bool = False,
         passing_on: PassingOn | None = None,
     ) -> None:
-        """`is_small`: it is said to have one chunk. `tell` is called for every chunk."""
+        """`is_small`: it is said to have one chunk. `tell` is called for every chunk, `stored` in
+        the end, unless some of it came in another channel.
+        """
         self.content = content
         self.root = root
         self.ended = trio.Event()
@@ -309,7 +306,7 @@ class Fetch:
         found = await ask_root_object(source, self.content, self.root)
         store, reserve_bytes = self._blobs.directory, self._blobs.reserve_bytes
         self._partial = await trio.to_thread.run_sync(
-            Partial.open, store, self._node_id, found, reserve_bytes
+            Partial.open, store, self._node_id, found, reserve_bytes, self._passing_on.channel
         )
         self._object = found
         self._schedule = ChunkSchedule(found.chunk_count, self._node_id)
@@ -375,7 +372,10 @@ class Fetch:
             partial, self._partial = self._partial, None
             assert partial is not None
             await trio.to_thread.run_sync(adopt, self._blobs, partial, sha1)
-            await self._stored()
+            if partial.is_of_channel:
+                await self._stored()
+            else:
+                log.info("%s is not shared: parts of it came in another channel", self.content)
             self._passing_on.end(stored=True)
             opened = await trio.to_thread.run_sync(self._blobs.open_verified, self.content)
         self._hand_out(opened)

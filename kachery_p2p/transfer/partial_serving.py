@@ -3,7 +3,8 @@
 A blob that is loaded in a channel will be granted there once it is whole. Until then its
 verified chunks are served to the members who may read there, under the root that they were
 verified by and no other. Nothing is said of its SHA-1: that only the whole blob shows, so a
-blob offered here is claimed as not pinned. Whoever reads a few ranges offers nothing.
+blob offered here is claimed as not pinned. Whoever reads a few ranges offers nothing; nor does
+who goes on with what came in another channel, for it is not known here that its members have it.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class PassingOn:
 
     def __init__(self, offers: Offers, channel: str) -> None:
         self._offers = offers
-        self._channel = channel
+        self.channel = channel
         self._offer: Offer | None = None
 
     def update(self, partial: Partial, wanted: bool) -> None:
@@ -144,8 +145,8 @@ class PassingOn:
         """
         if not wanted:
             self.end(stored=False)
-        elif self._offer is None and partial.root_object.chunk_count > 1:
-            self._offer = self._offers.make(self._channel, partial)
+        elif self._offer is None and partial.is_of_channel and partial.root_object.chunk_count > 1:
+            self._offer = self._offers.make(self.channel, partial)
 
     def end(self, *, stored: bool) -> None:
         """Nobody wants it all any more, or the blob is `stored`. Harmless twice."""
