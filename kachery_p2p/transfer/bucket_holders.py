@@ -7,6 +7,7 @@ from collections.abc import Callable
 import trio
 
 from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.content.manifests import CONTENT_BYTES_MAX
 from kachery_p2p.limits import BUCKET_WHOLE_PATIENCE_S
 from kachery_p2p.network.bulk_sessions import Bulk
 from kachery_p2p.network.link import Link
@@ -91,5 +92,6 @@ class HoldersAndBuckets(Holders):
         return [
             Claim(BucketSource(one, self._buckets), one.meta.size, one.meta.root, pinned=True)
             for one in kept
-            if one.meta.root is not None
+            # As much as that size asks for is read of its chunk hashes, into memory.
+            if one.meta.root is not None and one.meta.size <= CONTENT_BYTES_MAX
         ]

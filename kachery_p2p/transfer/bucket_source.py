@@ -16,7 +16,7 @@ import trio
 from kachery_p2p.bucket.layout import page_span, root_object_span
 from kachery_p2p.bucket.reading import Readable
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.content.manifests import chunk_length
+from kachery_p2p.content.manifests import RootObject, chunk_count, chunk_length, page_count
 from kachery_p2p.errors import (
     BucketAnswerError,
     BucketBusyError,
@@ -26,6 +26,7 @@ from kachery_p2p.errors import (
     PeerGoneError,
     PeerRefusedError,
     PeerTimeoutError,
+    VerificationError,
 )
 from kachery_p2p.limits import (
     ASSEMBLY_CHUNKS_MAX,
@@ -70,7 +71,15 @@ class BucketSource:
         start, end = root_object_span(self._size)
         return await self._tables(content, root, start, end)
 
+    def check_told(self, found: RootObject) -> None:
+        """Pass if that is the size by which it is read. Raises VerificationError."""
+        if found.size != self._size:
+            self._buckets.forget(self._place, found.content)
+            raise _wrong_size(self._size)
+
     async def page(self, content: ContentHash, root: Root, number: int) -> bytes:
+        if number >= page_count(self._size):
+            raise _wrong_size(self._size)
         start, end = page_span(self._size, number)
         return await self._tables(content, root, start, end)
 
@@ -97,6 +106,10 @@ class BucketSource:
         except BucketError as error:
             self._buckets.forget(self._place, content)
             raise as_peer_error(error) from None
+
+
+def _wrong_size(size: int) -> VerificationError:
+    return VerificationError(f"told a size of {size} bytes, which is not the content's")
 
 
 def as_peer_error(error: BucketError) -> PeerError:
@@ -133,6 +146,8 @@ class _Reads:
 
     async def fetch(self, wanted: BulkRange, sink: Sink, *, urgent: bool = False) -> None:
         """As `BulkConnection.fetch`; a thread each."""
+        if wanted.end > chunk_count(self._size):
+            raise _wrong_size(self._size)
         content = ContentHash.of_raw(wanted.content)
         chunks = range(wanted.first, wanted.end)
         reading = _Reading(self._place, content, self._size, chunks, sink, self._buffers)

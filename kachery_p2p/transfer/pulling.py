@@ -23,7 +23,7 @@ from kachery_p2p.transfer.following import Following
 from kachery_p2p.transfer.progress import TransferProgress
 from kachery_p2p.transfer.ranged import Ranged, Sink
 from kachery_p2p.transfer.schedule import ChunkSchedule
-from kachery_p2p.transfer.sources import PartialSource, Source
+from kachery_p2p.transfer.sources import PartialSource, SizedSource, Source
 from kachery_p2p.transfer.suppliers import LIES, ToldLie
 from kachery_p2p.wire.bulk_messages import BulkRange
 
@@ -68,6 +68,8 @@ class Pulling:
 
         Raises what the source did wrong; what it owed is asked of others then.
         """
+        if isinstance(source, SizedSource):
+            source.check_told(self._object)
         following: Following | None = None
         if isinstance(source, PartialSource):
             following = Following(source, self._schedule, self._object, self.look_again)

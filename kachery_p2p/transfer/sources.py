@@ -15,11 +15,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import trio
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.errors import (
-    PeerError,
-    PeerGoneError,
-    PeerTimeoutError,
-)
+from kachery_p2p.content.manifests import RootObject
+from kachery_p2p.errors import PeerError, PeerGoneError, PeerTimeoutError
 from kachery_p2p.limits import (
     HAVE_S_MAX,
     OUTSTANDING_CHUNKS_MAX,
@@ -87,6 +84,14 @@ class PartialSource(Source, Protocol):
 
     async def chunks(self, content: ContentHash, root: Root, page: int) -> bytes:
         """Which chunks of a page it has: bit i % 8 of byte i // 8 is the page's chunk i."""
+
+
+@runtime_checkable
+class SizedSource(Source, Protocol):
+    """A source that is read by the size that it told."""
+
+    def check_told(self, found: RootObject) -> None:
+        """Pass if it told the truth. Raises VerificationError."""
 
 
 class Claim(NamedTuple):
