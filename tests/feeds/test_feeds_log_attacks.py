@@ -93,7 +93,8 @@ def test_random_changes_of_random_files_are_typed_errors_or_none(
     rng = random.Random(seed)
     sound = {name: (home / name).read_bytes() for name in NAMES}
     for _ in range(100):
-        for name in rng.sample(NAMES, rng.randrange(1, 4)):
+        changed = rng.sample(NAMES, rng.randrange(1, 4))
+        for name in changed:
             data = bytearray(sound[name] * rng.choice([1, 1, 1, 2]))
             for _ in range(rng.randrange(1, 4) if data else 0):
                 data[rng.randrange(len(data))] = rng.randrange(256)
@@ -103,6 +104,9 @@ def test_random_changes_of_random_files_are_typed_errors_or_none(
             assert log_file.size <= 5
         except (ConfigError, StoreError) as error:
             assert error.hint
+        except EntryDamagedError:
+            # Records whose entries the hashes know are passed over, and not cut off.
+            assert "entries" in changed
         for name in NAMES:
             (home / name).write_bytes(sound[name])
         assert use(files, owned=True).size == 5
