@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kachery_p2p.bucket.rings import EPOCHS_MAX, Ring
 from kachery_p2p.errors import SealError, StateVersionError
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
 from kachery_p2p.identity.frames import KeyId, key_id
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES, NodeId, NodeKey, verify
+from kachery_p2p.identity.keys import KEY_BYTES, NodeId, NodeKey, verify
 from kachery_p2p.limits import BUCKET_KEYS_BYTES_MAX, MEMBERS_MAX
 from kachery_p2p.log.heads import Signer
 

@@ -21,7 +21,8 @@ from kachery_p2p.channels.spelling import (
     check_time_s,
 )
 from kachery_p2p.errors import InvalidNameError, LogFormatError
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES, NodeId, verify
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
+from kachery_p2p.identity.keys import KEY_BYTES, NodeId, verify
 from kachery_p2p.limits import (
     ADDRESS_CHARS_MAX,
     BOOTSTRAP_ADDRESSES_MAX,

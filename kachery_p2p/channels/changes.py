@@ -28,7 +28,8 @@ from kachery_p2p.channels.change_kinds import SuccessorNamed as SuccessorNamed
 from kachery_p2p.channels.change_kinds import Unknown as Unknown
 from kachery_p2p.channels.change_kinds import decode_body, encode_body
 from kachery_p2p.errors import LogFormatError
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES, NodeId, verify
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
+from kachery_p2p.identity.keys import KEY_BYTES, TAG_BYTES, NodeId, verify
 from kachery_p2p.limits import (
     ADMIN_REQUEST_S_MAX,
     CHANGE_BYTES_MAX,

@@ -30,10 +30,10 @@ from kachery_p2p.identity.access_groups import (
     armoured,
     unarmoured,
 )
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
 from kachery_p2p.identity.group_files import check_group_name
 from kachery_p2p.identity.keys import (
     KEY_BYTES,
-    SIGNATURE_BYTES,
     NodeId,
     NodeKey,
     verify,

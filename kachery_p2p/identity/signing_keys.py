@@ -21,13 +21,12 @@ from kachery_p2p.identity.disk import (
     sync_directory,
     write_durably,
 )
+from kachery_p2p.identity.ed25519 import Signer
 from kachery_p2p.identity.keyring import keys_dir, reading_key
 from kachery_p2p.identity.keys import KEY_BYTES, TAG_BYTES, NodeId
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 KEY_FILE_VERSION = 1
 
@@ -44,12 +43,10 @@ class SigningKey:
 
     def __init__(self, seed: bytes) -> None:
         """The key made from 32 secret bytes (as `os.urandom` gives, or an older kachery had)."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
         assert len(seed) == KEY_BYTES
         self._seed = seed
-        self._signer: Ed25519PrivateKey = Ed25519PrivateKey.from_private_bytes(seed)
-        self.node_id = NodeId.of_raw(self._signer.public_key().public_bytes_raw())
+        self._signer = Signer(seed)
+        self.node_id = NodeId.of_raw(self._signer.public)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.node_id}>"

@@ -17,7 +17,8 @@ import struct
 from typing import NamedTuple, Protocol
 
 from kachery_p2p.errors import HeadError, LogFormatError
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES, NodeId, verify
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
+from kachery_p2p.identity.keys import KEY_BYTES, TAG_BYTES, NodeId, verify
 from kachery_p2p.limits import LOG_ENTRIES_MAX, LOG_TIME_MS_MAX
 from kachery_p2p.log.tree import EMPTY_ROOT, HASH_BYTES
 

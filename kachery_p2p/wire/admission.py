@@ -11,7 +11,8 @@ from kachery_p2p.channels.channel import SECRET_BYTES, check_channel_name
 from kachery_p2p.channels.invites import INVITE_ID_BYTES
 from kachery_p2p.channels.permissions import ACTIONS
 from kachery_p2p.errors import InvalidNameError, ProtocolError
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
+from kachery_p2p.identity.keys import KEY_BYTES
 from kachery_p2p.limits import LABEL_CHARS_MAX, NOTICE_BYTES_MAX, REASON_CHARS_MAX
 from kachery_p2p.wire.codec import Message
 from kachery_p2p.wire.messages import (

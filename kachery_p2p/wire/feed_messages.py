@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from kachery_p2p.errors import ProtocolError
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES, TAG_BYTES
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
+from kachery_p2p.identity.keys import KEY_BYTES, TAG_BYTES
 from kachery_p2p.limits import (
     ENTRY_PAYLOAD_BYTES_MAX,
     FEED_ANSWER_ENTRIES_MAX,

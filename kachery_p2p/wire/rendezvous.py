@@ -18,7 +18,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kachery_p2p.errors import PeerBusyError, PeerError, ProtocolError
-from kachery_p2p.identity.keys import KEY_BYTES, SIGNATURE_BYTES, NodeId, NodeKey, verify
+from kachery_p2p.identity.ed25519 import SIGNATURE_BYTES
+from kachery_p2p.identity.keys import KEY_BYTES, NodeId, NodeKey, verify
 from kachery_p2p.limits import (
     ADDRESSES_PER_NODE_MAX,
     CLOCK_SLACK_S,
