@@ -111,7 +111,7 @@ class Fetching:
                         _settle(subfeed, source.session, error, self._failed)
                     continue
                 # A fork or a tombstone may have come meanwhile.
-                found = _fitting(found[: max(0, subfeed.replica.size - first)], bytes_max)
+                found = fitting(found[: max(0, subfeed.replica.size - first)], bytes_max)
                 if found:
                     return found
         raise FeedUnavailableError(
@@ -128,7 +128,7 @@ def _judges(replica: Replica, source: Source) -> Sequence[SignedHead]:
     return (source.head,) if replica.log.fork is None else replica.judges
 
 
-def _fitting(entries: Sequence[bytes], bytes_max: int) -> list[bytes]:
+def fitting(entries: Sequence[bytes], bytes_max: int) -> list[bytes]:
     """The first ones, as many as fit; one at least if there is one."""
     found: list[bytes] = []
     for entry in entries:

@@ -14,7 +14,7 @@ Every method may read the disk or write to it, and is called by one at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -33,6 +33,10 @@ from kachery_p2p.wire.feed_messages import LENGTH_BYTES
 
 # Heads of a forked feed that are remembered as compared: a member shows one, or a few.
 _COMPARED_MAX = 64
+
+
+# Told of entries, and the position of the first.
+Verified = Callable[[int, Sequence[bytes]], None]
 
 
 class Log(Protocol):
@@ -64,6 +68,7 @@ class Log(Protocol):
         frontier: Frontier,
         stored: list[bytes],
         head: SignedHead | None,
+        written: Callable[[], None] = ...,
         /,
     ) -> None: ...
     def convict(self, fork: ForkProof, /) -> None: ...
@@ -212,16 +217,20 @@ class Replica:
 
     # --- hearing -------------------------------------------------------------------------------
 
-    def hear(self, told: Told) -> Heard:
+    def hear(self, told: Told, verified: Verified = lambda first, entries: None) -> Heard:
         """Take in what a peer told; durable when it returns.
 
+        `verified` is called with the entries that it brought, and the position of the first, when
+        they are written, which may be long before the disk has them.
         HeadError or ProofError if the owner did not say that, and then the peer lies.
         """
         known, self._kept = self._known, (0, ())
         if told.fork is not None:
             self.convict(told.fork)
         self._hear_end(told.tombstones)
-        standing = Standing.NONE if told.head is None else self._hear_head(told, told.head)
+        standing = (
+            Standing.NONE if told.head is None else self._hear_head(told, told.head, verified)
+        )
         return Heard(standing, self._known != known, *self._kept)
 
     @property
@@ -250,7 +259,7 @@ class Replica:
                 with contextlib.suppress(ProofError):
                     self.log.end(tombstone)
 
-    def _hear_head(self, told: Told, head: SignedHead) -> Standing:
+    def _hear_head(self, told: Told, head: SignedHead, verified: Verified) -> Standing:
         head.verify(self.log.log)
         best = self.log.signed
         if self.log.fork is not None:
@@ -258,7 +267,7 @@ class Replica:
             return Standing.FORKED if head in self._compared else Standing.DOUBT
         if head.size <= self.log.size and self._is_branch(head):
             return self._forked_of_one_size(head)
-        if self._grows_by(told, head):
+        if self._grows_by(told, head, verified):
             return Standing.AGREES
         if not self._can_compare(told, head, best):
             return Standing.UNKNOWN
@@ -304,7 +313,7 @@ class Replica:
         self._settle(head)
         return Standing.AGREES
 
-    def _grows_by(self, told: Told, head: SignedHead) -> bool:
+    def _grows_by(self, told: Told, head: SignedHead, verified: Verified) -> bool:
         """Take entries that came with the news of them: then nothing is left to be asked for."""
         first, complete = self.log.size, self.shown == self.log.signed
         entries = told.entries[first - told.base :] if told.base <= first else ()
@@ -314,7 +323,7 @@ class Replica:
         if frontier.root != head.root:
             return False
         # What was here is what was believed, so the head needs no other proof than its root.
-        self.log.keep(entries, frontier, stored, head)
+        self.log.keep(entries, frontier, stored, head, lambda: verified(first, entries))
         self._kept = first, entries
         return True
 

@@ -53,7 +53,7 @@ class SubfeedInfo(NamedTuple):
     feed: FeedId
     name_hash: ContentHash
     own: bool
-    # Messages there are to read, and how many of them are on this disk.
+    # Messages there are to read, and how many of them this node has.
     size: int
     local_size: int
     # When its owner signed it last, by the owner's clock; None if nothing is known of it.
@@ -158,7 +158,7 @@ class FeedService(OwnFeeds):
         """
         subfeed = await self._followed(SubfeedName(feed, name_hash))
         entries = await self._waiting.read(subfeed, first, count_max, bytes_max, wait_s)
-        return read_messages(entries), subfeed.replica.size
+        return read_messages(entries), subfeed.size
 
     async def is_public(self, feed: FeedId, name_hash: ContentHash) -> bool:
         """True if the subfeed is followed, or one of an own feed that is shared somewhere."""
@@ -178,7 +178,7 @@ class FeedService(OwnFeeds):
         found: list[int] = []
         with trio.move_on_after(wait_s):
             while True:
-                found = [n for n, (s, at) in enumerate(opened) if s.replica.readable > at]
+                found = [n for n, (s, at) in enumerate(opened) if s.readable > at]
                 if found or not opened:
                     break
                 await _any_of({subfeed.changed for subfeed, _ in opened})
@@ -368,8 +368,8 @@ class FeedService(OwnFeeds):
             subfeed.name.feed,
             subfeed.name.name,
             replica.log.owned,
-            replica.size,
-            replica.readable,
+            subfeed.size,
+            subfeed.readable,
             None if best is None else best.time_ms,
             None if fork is None else fork.common_entries_max,
             min((end.size for end in ends), default=None),

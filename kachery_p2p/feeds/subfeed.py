@@ -42,18 +42,26 @@ class Hearing:
 
     def __init__(self, subfeed: Subfeed) -> None:
         self._subfeed = subfeed
+        self._trio = trio.lowlevel.current_trio_token()
         # What ended it before.
         self.ending = subfeed.replica.ending
         # Whoever waits for the entries that it brought knows of them.
         self.is_told = False
         self.begun: Begun[Heard] | None = None
 
-    def tell_entries(self, heard: Heard) -> None:
-        """Tell whoever waits for entries of those that were kept: nobody has vouched for others."""
-        if heard.kept:
-            self.is_told = True
-            self._subfeed.note_entries(heard.first, heard.kept)
-            self._subfeed.tell_changed()
+    def tell_verified(self, first: int, entries: Sequence[bytes]) -> None:
+        """In a thread: tell whoever waits for entries of those that the disk is given."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._trio.run_sync_soon(self._tell, first, entries)
+
+    def tell_kept(self, heard: Heard) -> None:
+        """The same of those that are there: nobody has vouched for others that were told."""
+        if heard.kept and not self.is_told:
+            self._tell(heard.first, heard.kept)
+
+    def _tell(self, first: int, entries: Sequence[bytes]) -> None:
+        self.is_told = True
+        self._subfeed.show(first, entries)
 
 
 class Subfeed:
@@ -83,6 +91,8 @@ class Subfeed:
         self.submitting = trio.Lock()
         # The last entries that came, so that who waits for them need not read the disk.
         self._recent: tuple[int, Sequence[bytes]] = (0, ())
+        # How many entries may be read, while the last of them are on their way to the disk.
+        self._shown = 0
         # Of how many entries of an own one all were told who wait for them.
         self.told = 0
 
@@ -120,7 +130,12 @@ class Subfeed:
         *arguments: *Arguments,
         then: Callable[[Result], None] | None,
     ) -> Begun[Result]:
-        return self._hands.begin(do, *arguments, then=then, settled=self._turn.release)
+        return self._hands.begin(do, *arguments, then=then, settled=self._settle)
+
+    def _settle(self) -> None:
+        """What was shown is on the disk by now, or never will be."""
+        self._shown = 0
+        self._turn.release()
 
     async def hear(self, told: Told, hearing: Hearing | None = None) -> Heard:
         """Take in what a peer told. HeadError or ProofError if it lies.
@@ -129,7 +144,9 @@ class Subfeed:
         """
         if hearing is None:
             hearing = Hearing(self)
-            heard = await self.work(self.replica.hear, told, then=hearing.tell_entries)
+            heard = await self.work(
+                self.replica.hear, told, hearing.tell_verified, then=hearing.tell_kept
+            )
         else:
             assert hearing.begun is not None
             heard = await hearing.begun.result()
@@ -142,7 +159,9 @@ class Subfeed:
     def begin_hearing(self, told: Told) -> Hearing | None:
         """Begin to take in what a peer told, which `hear` waits for; None if that has to wait."""
         hearing = Hearing(self)
-        hearing.begun = self.begin(self.replica.hear, told, then=hearing.tell_entries)
+        hearing.begun = self.begin(
+            self.replica.hear, told, hearing.tell_verified, then=hearing.tell_kept
+        )
         return None if hearing.begun is None else hearing
 
     def is_looking_into(self, session: Session) -> bool:
@@ -170,8 +189,26 @@ class Subfeed:
         """Set when something more is known, or who has the subfeed changes."""
         return self._changed
 
+    @property
+    def size(self) -> int:
+        """How many entries there are to be read, here or elsewhere."""
+        return max(self.replica.size, self._shown)
+
+    @property
+    def readable(self) -> int:
+        """How many entries can be read here."""
+        return max(self.replica.readable, self._shown)
+
+    def show(self, first: int, entries: Sequence[bytes]) -> None:
+        """Let these be read, and tell whoever waits for them: they are the last, verified and at
+        their author's on the disk, to which they are on their way here.
+        """
+        self._shown = first + len(entries)
+        self.note_entries(first, entries)
+        self.tell_changed()
+
     def note_entries(self, first: int, entries: Sequence[bytes]) -> None:
-        """These entries are durable, and the last ones; all are told of them now."""
+        """These entries are the last ones; all are told of them now."""
         self.told = max(self.told, first + len(entries))
         at, known = self._recent
         if at + len(known) == first:
@@ -186,7 +223,7 @@ class Subfeed:
     def recent(self, first: int, count: int) -> Sequence[bytes]:
         """The entries from `first` on, if they came last; else none."""
         at, entries = self._recent
-        end = min(first + count, self.replica.readable)
+        end = min(first + count, self.readable)
         return entries[first - at : end - at] if at <= first < at + len(entries) else ()
 
     # --- who has it ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from kachery_p2p.errors import (
     LogError,
     StoreError,
 )
+from kachery_p2p.feeds.fetching import fitting
 from kachery_p2p.feeds.following import Following
 from kachery_p2p.feeds.subfeed import Subfeed
 from kachery_p2p.limits import FEED_FIND_S_MAX, FEED_LOOK_S, FEED_SPARSE_ENTRIES
@@ -57,7 +58,7 @@ class Waiting:
         self, subfeed: Subfeed, first: int, count_max: int, bytes_max: int
     ) -> Sequence[bytes]:
         replica = subfeed.replica
-        if first < replica.readable:
+        if first < subfeed.readable:
             return await self._here(subfeed, first, count_max, bytes_max)
         if replica.limit is not None and first >= replica.limit:
             raise ended(subfeed)
@@ -69,8 +70,8 @@ class Waiting:
     async def _here(
         self, subfeed: Subfeed, first: int, count_max: int, bytes_max: int
     ) -> Sequence[bytes]:
-        recent = subfeed.recent(first, count_max)
-        if recent and sum(map(len, recent)) <= bytes_max:
+        recent = fitting(subfeed.recent(first, count_max), bytes_max)
+        if recent:
             return recent
         read = subfeed.replica.log.entries
         try:

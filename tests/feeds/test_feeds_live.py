@@ -72,5 +72,5 @@ async def test_a_reader_catches_up_hears_news_and_submits_over_a_real_connection
             await author.grant(feed, MAIN, reader._node_id)
             assert await reader.submit(feed, MAIN, ["2", "3"]) == [10_001, 10_002]
             subfeed = await reader._subfeeds.open(SubfeedName(feed, MAIN))
-            while subfeed.replica.readable < 10_003:
+            while subfeed.readable < 10_003:
                 await subfeed.changed.wait()
