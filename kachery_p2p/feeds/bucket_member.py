@@ -128,7 +128,7 @@ class BucketMember:
             "fork": tree.head.fork,
             "tombstone": tree.head.ending,
             "path": b"".join(path),
-            "own": False,
+            "own": b"",
         }
 
     async def _entries(self, which: LogId, body: dict[str, Any]) -> dict[str, Any]:

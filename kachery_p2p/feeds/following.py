@@ -8,15 +8,18 @@ reconnection. What is told is believed only because the owner signed it (`replic
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Collection
 from typing import Any
 
 import trio
 
+from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import (
     HeadError,
     KacheryError,
+    KeyFileError,
     LogFormatError,
     PeerBusyError,
     PeerError,
@@ -28,6 +31,7 @@ from kachery_p2p.feeds.bucket_looking import BucketLooking
 from kachery_p2p.feeds.bucket_member import BucketMember, Places
 from kachery_p2p.feeds.fetching import Fetching, proved_entries
 from kachery_p2p.feeds.forks import settle_doubt
+from kachery_p2p.feeds.ownership import claim_ownership, proves_ownership
 from kachery_p2p.feeds.permits import Permits, wait_for_turn
 from kachery_p2p.feeds.replica import Standing, UnprovableError
 from kachery_p2p.feeds.spreading import Spreading
@@ -35,6 +39,7 @@ from kachery_p2p.feeds.subfeed import Hearing, Source, Subfeed, Teller
 from kachery_p2p.feeds.subfeeds import Subfeeds
 from kachery_p2p.feeds.talks import News, Talk
 from kachery_p2p.feeds.told import SubfeedName, Told
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     FEED_ASKED_AT_ONCE_MAX,
     FEED_REST_S,
@@ -57,6 +62,7 @@ class Following:
 
     def __init__(
         self,
+        node_id: NodeId,
         sessions: Sessions,
         permits: Permits,
         subfeeds: Subfeeds,
@@ -64,6 +70,7 @@ class Following:
         places: Places | None = None,
     ) -> None:
         """`places`: buckets, which are asked too while their feeds' authors are away."""
+        self._node_id = node_id
         self._sessions = sessions
         self._permits = permits
         self._subfeeds = subfeeds
@@ -197,12 +204,23 @@ class Following:
             body = {**subfeed.name.body(channel), **known, "follow": follow}
             answer = await session.request("feed follow", body, REQUEST_S_MAX)
             told = Told.of(answer, 0 if asked is None else asked.size)
-            source = Source(session, channel, told.head, answer["own"])
+            own = self._is_proved_own(subfeed, session, answer["own"])
+            source = Source(session, channel, told.head, own)
             if await self._learn(subfeed, source, told) is not Standing.UNKNOWN:
                 return
             if subfeed.replica.best == asked:
                 # It cannot show yet how its head goes on from ours, or ours from its.
                 return
+
+    def _is_proved_own(self, subfeed: Subfeed, session: Teller, claim: bytes) -> bool:
+        """True if the subfeed is the member's own; ProtocolError if only it says so."""
+        if not claim:
+            return False
+        if not proves_ownership(claim, subfeed.name.feed, session.peer):
+            error = ProtocolError("it says that the feed is its own, and has not the key")
+            self._blame(subfeed, session, error)
+            raise error
+        return True
 
     async def _learn(
         self, subfeed: Subfeed, source: Source, told: Told, hearing: Hearing | None = None
@@ -289,16 +307,25 @@ class Following:
             raise refusal()
         told = Told.of(body)
         size = 0 if told.head is None else told.head.size
+        own = await self._claim_of(name.feed)
         # What is found now it is told by the answer: news before that it would not listen to.
         subfeed = await self._subfeeds.open_existing(name)
         if body["follow"] and not self._spreading.add(name, session, channel, size):
             raise PeerBusyError("follows more than one node may")
         if subfeed is None:
-            return {**Told().known, "path": b"", "own": self._permits.is_own(name.feed)}
+            return {**Told().known, "path": b"", "own": own}
         self._look_into(session, subfeed, told)
         shown = await subfeed.work(subfeed.replica.tell, told.head)
         path = b"".join(shown.path)
-        return {**shown.known, "path": path, "own": subfeed.replica.log.owned}
+        return {**shown.known, "path": path, "own": own}
+
+    async def _claim_of(self, feed: FeedId) -> bytes:
+        """What shows that a feed is this node's own; nothing if it is not."""
+        key = None
+        # Without its key it can be read all the same.
+        with contextlib.suppress(KeyFileError):
+            key = await self._subfeeds.key_of(feed) if self._permits.is_own(feed) else None
+        return b"" if key is None else claim_ownership(key, self._node_id)
 
     def _look_into(self, session: Session, subfeed: Subfeed, told: Told) -> None:
         """What the asker says it knows may be news: take it in, and ask back."""

@@ -82,7 +82,7 @@ class FeedService(OwnFeeds):
         self._appender = Appender()
         self._spreading = Spreading(self._permits)
         self._following = Following(
-            sessions, self._permits, self._subfeeds, self._spreading, places
+            node_id, sessions, self._permits, self._subfeeds, self._spreading, places
         )
         self.buckets = self._following.buckets
         self.copies = FeedCopies(self.register, self._subfeeds)

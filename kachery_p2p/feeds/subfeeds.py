@@ -188,9 +188,11 @@ class Subfeeds:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def key_of(self, feed: FeedId) -> FeedKey | None:
-        """The key of an own feed, None for another's; KeyFileError if it is gone. In a thread."""
-        return self._key(feed)[0]
+    async def key_of(self, feed: FeedId) -> FeedKey | None:
+        """The key of an own feed, None for another's; KeyFileError if it is gone."""
+        known = self._keys.get(feed)
+        key, _ = await trio.to_thread.run_sync(self._key, feed) if known is None else known
+        return key
 
     def _key(self, feed: FeedId) -> tuple[FeedKey | None, bool]:
         if feed not in self._keys:

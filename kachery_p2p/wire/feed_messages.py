@@ -68,10 +68,11 @@ _KNOWN: Fields = {
 FEED_OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
         # What I know of a subfeed; the answer is what you know, with the path between the two
-        # heads. With `follow` tell me news from now on, until I refuse one. `own`: I can append.
+        # heads. With `follow` tell me news from now on, until I refuse one. `own` is empty, or
+        # proves that you can append (`feeds.ownership`).
         "feed follow": Operation(
             request={**_WHICH, **_KNOWN, "follow": boolean},
-            answer={**_KNOWN, "path": _PATH, "own": boolean},
+            answer={**_KNOWN, "path": _PATH, "own": packed(SIGNATURE_BYTES, 1)},
         ),
         # A subfeed that you follow has changed; `path` leads from `base` entries to the head, and
         # `entries` are all that follow `base`, or none.

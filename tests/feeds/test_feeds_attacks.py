@@ -15,7 +15,8 @@ from kachery_p2p.errors import (
     PeerRefusedError,
     WriteRefusedError,
 )
-from kachery_p2p.feeds import spreading
+from kachery_p2p.feeds import keys, spreading
+from kachery_p2p.feeds.ownership import claim_ownership
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.limits import FEED_FOLLOWERS_PER_PEER_MAX, FEED_NEWS_BURST
@@ -217,9 +218,11 @@ async def test_a_liar_that_says_it_owns_a_feed_takes_no_message_for_appended(
     virtual_clock: MockClock, scene: Scene
 ) -> None:
     await scene.lab.stopped(scene.author)
+    # Or nobody would submit anything to it.
+    own = claim_ownership(keys.load_own(str(scene.author.directory), scene.feed), scene.liar.id)
 
     async def mine(session: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return {**await scene.honest["feed follow"](session, body), "own": True}
+        return {**await scene.honest["feed follow"](session, body), "own": own}
 
     async def taken(session: Any, body: dict[str, Any]) -> dict[str, Any]:
         told = (await scene.liar.subfeed(scene.feed)).replica.tell()

@@ -46,7 +46,7 @@ async def test_a_head_is_no_reason_to_tell_of_a_feed_where_it_is_not_shared(
         nonlocal lies
         lies += 1
         head = old.encode() if told == "an old head" else body["head"]
-        return {"head": head, "fork": b"", "tombstone": b"", "path": b"", "own": False}
+        return {"head": head, "fork": b"", "tombstone": b"", "path": b"", "own": b""}
 
     spy.lies["feed follow"] = lie
     await lab.started(spy)

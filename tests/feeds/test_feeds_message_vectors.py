@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from kachery_p2p.feeds.keys import FeedKey
 from kachery_p2p.feeds.names import HEAD_TAG, subfeed_id
+from kachery_p2p.feeds.ownership import claim_ownership, proves_ownership
 from kachery_p2p.feeds.replica import Replica, Standing
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.feeds.tombstones import Tombstone
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.log.forks import ForkProof
 from kachery_p2p.log.heads import SignedHead
 from kachery_p2p.log.tree import Frontier, leaf_hashes
@@ -27,6 +30,7 @@ ENTRIES = [bytes.fromhex(entry) for entry in VECTORS["entries"]]
 NAME = SubfeedName.of(
     {"feed": bytes.fromhex(VECTORS["feed"]), "name": bytes.fromhex(VECTORS["name_hash"])}
 )
+CLAIM = bytes.fromhex(VECTORS["ownership"])
 HEAD = SignedHead.decode(bytes.fromhex(VECTORS["head"]), HEAD_TAG)
 
 
@@ -69,7 +73,13 @@ def test_messages_are_spelled_so(what: str) -> None:
 def test_the_answer_to_who_has_seven_entries_is_this() -> None:
     _, request, answer, _ = MESSAGES["follow, from one who has 7 entries"]
     told = Replica(whole_log()).tell(Told.of(request).head)
-    assert {**told.known, "path": b"".join(told.path), "own": True} == answer
+    assert {**told.known, "path": b"".join(told.path), "own": CLAIM} == answer
+
+
+def test_the_claim_of_ownership_is_this() -> None:
+    key, node = FeedKey(bytes.fromhex(VECTORS["key_seed"])), NodeId(VECTORS["answering_node"])
+    assert claim_ownership(key, node) == CLAIM
+    assert proves_ownership(CLAIM, NAME.feed, node)
 
 
 @pytest.mark.parametrize("what", ["news with their entries", "news without"])

@@ -10,18 +10,22 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import FeedUnavailableError, PeerRefusedError, WriteRefusedError
+from kachery_p2p.feeds import keys
+from kachery_p2p.feeds.ownership import claim_ownership
 from kachery_p2p.wire.feed_messages import pack_numbers
 from tests.feeds.feed_nodes import LAB, MAIN, FeedLab, Node
 
 
-async def liar_who_says_it_is_the_owner(lab: FeedLab, owner: Node) -> Node:
+async def liar_who_has_the_key(lab: FeedLab, owner: Node, feed: FeedId) -> Node:
     """It does not run yet, and has the honest handlers otherwise."""
     liar = lab.made("liar", LAB, knows=[owner])
     honest = liar.feeds.handlers["feed follow"]
+    key = keys.load_own(str(owner.directory), feed)
 
     async def follow(session: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return {**await honest(session, body), "own": True}
+        return {**await honest(session, body), "own": claim_ownership(key, liar.id)}
 
     liar.lies["feed follow"] = follow
     return liar
@@ -35,7 +39,7 @@ async def test_two_messages_are_not_in_one_place(virtual_clock: MockClock, lab: 
     await member.read_all(feed, 1)
     ids = [os.urandom(16), os.urandom(16)]
     assert await member.feeds.submit(feed, MAIN, ['"A"'], ids[:1]) == [1]
-    liar = await liar_who_says_it_is_the_owner(lab, owner)
+    liar = await liar_who_has_the_key(lab, owner, feed)
 
     async def submit(session: Any, body: dict[str, Any]) -> dict[str, Any]:
         head = (await liar.subfeed(feed)).replica.shown
@@ -58,7 +62,7 @@ async def test_the_no_of_somebody_who_only_says_that_it_is_the_owner_is_not_fina
 ) -> None:
     owner = await lab.node("owner", LAB)
     feed = await owner.new_feed('"first"')
-    liar = await liar_who_says_it_is_the_owner(lab, owner)
+    liar = await liar_who_has_the_key(lab, owner, feed)
 
     async def submit(session: Any, body: dict[str, Any]) -> dict[str, Any]:
         raise PeerRefusedError("no")

@@ -42,7 +42,7 @@ FEED_REQUESTS: dict[str, dict[str, Any]] = {
     "feed submit": {**WHICH, "ids": bytes(16), "messages": pack([b"{}"])},
 }
 FEED_ANSWERS: dict[str, dict[str, Any]] = {
-    "feed follow": {**KNOWN, "path": b"", "own": False},
+    "feed follow": {**KNOWN, "path": b"", "own": bytes(64)},
     "feed news": {},
     "feed entries": {"entries": bytes(ANSWER_BYTES_MAX), "path": PATH, "frontier": PATH},
     "feed hashes": {"hashes": bytes(32)},
@@ -56,7 +56,7 @@ FEED_WRONG: dict[str, list[Any]] = {
     "fork": [bytes(FORK_BYTES_MAX + 1), "f", None],
     "tombstone": [bytes(TOMBSTONE_BYTES - 1), bytes(3 * TOMBSTONE_BYTES), None],
     "follow": [0, 1, None],
-    "own": [0, 1, None],
+    "own": [bytes(63), bytes(128), True, False, None],
     "frontier": [1, None, bytes(33), bytes(32 * (PROOF_HASHES_MAX + 1))],
     "base": [-1, LOG_ENTRIES_MAX + 1, 1.0],
     "first": [-1, LOG_ENTRIES_MAX + 1, True],
