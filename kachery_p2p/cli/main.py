@@ -46,7 +46,7 @@ def _quick(arguments: list[str]) -> Callable[[], None] | None:
             return lambda: answers.load(uri, dest)
         case ["node-id"]:
             return answers.node_id
-        case ["version"]:
+        case ["version" | "--version"]:
             return answers.version
     return None
 

@@ -63,7 +63,7 @@ def test_info_tells_people_and_scripts(shell: Shell, stored: str) -> None:
 
 
 def test_version_and_help_need_nothing(shell: Shell) -> None:
-    assert shell.answer("version") == __version__
+    assert shell.answer("version") == shell.answer("--version") == __version__
     for arguments in (["--help"], ["load", "--help"], ["channel", "create", "-h"]):
         assert shell.answer(*arguments).startswith("Usage: kachery-p2p")
     assert os.listdir(shell.directory) == []
