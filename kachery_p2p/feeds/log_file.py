@@ -122,11 +122,8 @@ class LogFile(HeldLog):
         frontier: Frontier,
         stored: Sequence[bytes],
         head: SignedHead | None,
-        written: Callable[[], None] = lambda: None,
     ) -> None:
         """Put `entries` that the owner signed behind the last one, on the disk when it returns.
-
-        `written` is called before the disk has taken them, if this is a copy.
 
         The caller has verified all of it: `frontier` and `stored` are those of the log with the
         entries, and `head`, if it is a better one, continues `signed`. What is kept is always
@@ -143,7 +140,7 @@ class LogFile(HeldLog):
             best = head or self.signed
             assert best is not None, "entries need a head that says so"
             assert best.size >= frontier.size, "entries need a head that says so"
-            self._write(opened, entries, frontier, stored, head, written)
+            self._write(opened, entries, frontier, stored, head)
 
     def mend(self, position: int, entry: bytes) -> None:
         """Put the entry back that was signed at `position`, on the disk when it returns.
@@ -285,13 +282,12 @@ class LogFile(HeldLog):
         frontier: Frontier,
         stored: Sequence[bytes],
         head: SignedHead | None,
-        written: Callable[[], None],
     ) -> None:
         with self._explaining():
             if isinstance(opened, SharedLog):
                 self._write_shared(opened, entries, frontier, stored, head)
             else:
-                opened.write(entries, frontier, stored, head, written)
+                opened.write(entries, frontier, stored, head)
         with self._signing:
             self._state = opened.state
             self._head = head or self._head
@@ -306,8 +302,7 @@ class LogFile(HeldLog):
     ) -> None:
         """As `OpenLog.write`; nobody appends to a log of which a longer copy is known."""
         try:
-            standing = self._standing(head, frontier.size)
-            opened.write(entries, frontier, stored, head, standing=standing)
+            opened.write(entries, frontier, stored, head, self._standing(head, frontier.size))
             self._state = opened.state
         except Overtaken:
             # So that it is there when this is compared anew.

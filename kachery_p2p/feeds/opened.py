@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from kachery_p2p.errors import ProofError, StateCorruptError
 from kachery_p2p.feeds import refusals
@@ -75,12 +75,10 @@ class OpenLog:
         frontier: Frontier,
         stored: Sequence[bytes],
         head: SignedHead | None,
-        written: Callable[[], None] = lambda: None,
     ) -> None:
         """One record, on the disk when it returns; then the log has it.
 
-        `written` is called when all of it is written, before the disk has taken it. Withdrawn if
-        nothing of it is there; FeedStoppedError if nobody knows.
+        Withdrawn if nothing of it is there; FeedStoppedError if nobody knows.
         """
         if self.is_stopped:
             raise refusals.stopped()
@@ -94,7 +92,6 @@ class OpenLog:
             raise Withdrawn(error) from error
         with self._stopping():
             write_record(self.files.entries, record, end)
-            written()
             sync_data(self.files.entries)
         signed = head or self.state.signed
         self.state = self.state._replace(frontier=frontier, signed=signed, end=end + len(record))

@@ -14,11 +14,12 @@ Every method may read the disk or write to it, and is called by one at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from kachery_p2p.errors import EntryDamagedError, LogForkedError, PeerError, ProofError
+from kachery_p2p.feeds.news import Grown, grown_by
 from kachery_p2p.feeds.shared_log import Overtaken
 from kachery_p2p.feeds.told import Told
 from kachery_p2p.feeds.tombstones import End, Tombstone
@@ -33,10 +34,6 @@ from kachery_p2p.wire.feed_messages import LENGTH_BYTES
 
 # Heads of a forked feed that are remembered as compared: a member shows one, or a few.
 _COMPARED_MAX = 64
-
-
-# Told of entries, and the position of the first.
-Verified = Callable[[int, Sequence[bytes]], None]
 
 
 class Log(Protocol):
@@ -68,7 +65,6 @@ class Log(Protocol):
         frontier: Frontier,
         stored: list[bytes],
         head: SignedHead | None,
-        written: Callable[[], None] = ...,
         /,
     ) -> None: ...
     def convict(self, fork: ForkProof, /) -> None: ...
@@ -217,20 +213,17 @@ class Replica:
 
     # --- hearing -------------------------------------------------------------------------------
 
-    def hear(self, told: Told, verified: Verified = lambda first, entries: None) -> Heard:
+    def hear(self, told: Told, grown: Grown | None = None) -> Heard:
         """Take in what a peer told; durable when it returns.
 
-        `verified` is called with the entries that it brought, and the position of the first, when
-        they are written, which may be long before the disk has them.
+        `grown`: what `news.foresee` has found out of it, if nothing has changed since.
         HeadError or ProofError if the owner did not say that, and then the peer lies.
         """
         known, self._kept = self._known, (0, ())
         if told.fork is not None:
             self.convict(told.fork)
         self._hear_end(told.tombstones)
-        standing = (
-            Standing.NONE if told.head is None else self._hear_head(told, told.head, verified)
-        )
+        standing = Standing.NONE if told.head is None else self._hear_head(told, told.head, grown)
         return Heard(standing, self._known != known, *self._kept)
 
     @property
@@ -259,15 +252,19 @@ class Replica:
                 with contextlib.suppress(ProofError):
                     self.log.end(tombstone)
 
-    def _hear_head(self, told: Told, head: SignedHead, verified: Verified) -> Standing:
-        head.verify(self.log.log)
+    def _hear_head(self, told: Told, head: SignedHead, grown: Grown | None) -> Standing:
+        if grown is None:
+            head.verify(self.log.log)
         best = self.log.signed
         if self.log.fork is not None:
             # It may be of a third history, which parts from ours even earlier.
             return Standing.FORKED if head in self._compared else Standing.DOUBT
         if head.size <= self.log.size and self._is_branch(head):
             return self._forked_of_one_size(head)
-        if self._grows_by(told, head, verified):
+        grown = grown or grown_by(self, told)
+        if grown is not None:
+            self.log.keep(grown.entries, grown.frontier, grown.stored, head)
+            self._kept = grown.first, grown.entries
             return Standing.AGREES
         if not self._can_compare(told, head, best):
             return Standing.UNKNOWN
@@ -312,20 +309,6 @@ class Replica:
             self._ahead = (head, path) if shown is not None and shown == best else None
         self._settle(head)
         return Standing.AGREES
-
-    def _grows_by(self, told: Told, head: SignedHead, verified: Verified) -> bool:
-        """Take entries that came with the news of them: then nothing is left to be asked for."""
-        first, complete = self.log.size, self.shown == self.log.signed
-        entries = told.entries[first - told.base :] if told.base <= first else ()
-        if not entries or not complete or first + len(entries) != head.size or self.log.owned:
-            return False
-        frontier, stored = self.log.frontier().extended(leaf_hashes(entries))
-        if frontier.root != head.root:
-            return False
-        # What was here is what was believed, so the head needs no other proof than its root.
-        self.log.keep(entries, frontier, stored, head, lambda: verified(first, entries))
-        self._kept = first, entries
-        return True
 
     def _settle(self, head: SignedHead) -> None:
         """A restored log of our own is confirmed by whoever has as much of it."""

@@ -133,7 +133,6 @@ class SharedLog(OpenLog):
         frontier: Frontier,
         stored: Sequence[bytes],
         head: SignedHead | None,
-        written: Callable[[], None] = lambda: None,
         standing: Standing | None = None,
     ) -> None:
         """As `OpenLog.write`; `standing` is that of the log with it, if it changes. Overtaken."""
@@ -145,7 +144,7 @@ class SharedLog(OpenLog):
             if standing is not None:
                 self._say(standing)
                 shared = shared._replace(standing=standing)
-            super().write(entries, frontier, stored, head, written)
+            super().write(entries, frontier, stored, head)
             self._written = self.state
             self._tell(shared)
 

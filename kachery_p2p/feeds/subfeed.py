@@ -11,6 +11,7 @@ import trio
 
 from kachery_p2p.feeds.bucket_member import BucketMember
 from kachery_p2p.feeds.hands import Begun, Hands
+from kachery_p2p.feeds.news import foresee
 from kachery_p2p.feeds.replica import Heard, Replica, Standing
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.identity.keys import NodeId
@@ -38,30 +39,14 @@ class Source:
 
 
 class Hearing:
-    """Something that a peer told, while it is taken in."""
+    """Something that a peer told, while a thread takes it in."""
 
-    def __init__(self, subfeed: Subfeed) -> None:
-        self._subfeed = subfeed
-        self._trio = trio.lowlevel.current_trio_token()
-        # What ended it before.
-        self.ending = subfeed.replica.ending
+    def __init__(self, begun: Begun[Heard], ending: object, is_told: bool) -> None:
+        self.begun = begun
+        # What ended the subfeed before.
+        self.ending = ending
         # Whoever waits for the entries that it brought knows of them.
-        self.is_told = False
-        self.begun: Begun[Heard] | None = None
-
-    def tell_verified(self, first: int, entries: Sequence[bytes]) -> None:
-        """In a thread: tell whoever waits for entries of those that the disk is given."""
-        with contextlib.suppress(trio.RunFinishedError):
-            self._trio.run_sync_soon(self._tell, first, entries)
-
-    def tell_kept(self, heard: Heard) -> None:
-        """The same of those that are there: nobody has vouched for others that were told."""
-        if heard.kept and not self.is_told:
-            self._tell(heard.first, heard.kept)
-
-    def _tell(self, first: int, entries: Sequence[bytes]) -> None:
-        self.is_told = True
-        self._subfeed.show(first, entries)
+        self.is_told = is_told
 
 
 class Subfeed:
@@ -91,8 +76,10 @@ class Subfeed:
         self.submitting = trio.Lock()
         # The last entries that came, so that who waits for them need not read the disk.
         self._recent: tuple[int, Sequence[bytes]] = (0, ())
-        # How many entries may be read, while the last of them are on their way to the disk.
+        # How many entries may be read, while the last of them are on their way to the disk; and
+        # whether it has taken what was shown so before.
         self._shown = 0
+        self._disk_is_trusted = True
         # Of how many entries of an own one all were told who wait for them.
         self.told = 0
 
@@ -132,25 +119,19 @@ class Subfeed:
     ) -> Begun[Result]:
         return self._hands.begin(do, *arguments, then=then, settled=self._settle)
 
-    def _settle(self) -> None:
-        """What was shown is on the disk by now, or never will be."""
-        self._shown = 0
-        self._turn.release()
-
     async def hear(self, told: Told, hearing: Hearing | None = None) -> Heard:
         """Take in what a peer told. HeadError or ProofError if it lies.
 
         `hearing`: that of `begin_hearing`, if it was begun already.
         """
         if hearing is None:
-            hearing = Hearing(self)
-            heard = await self.work(
-                self.replica.hear, told, hearing.tell_verified, then=hearing.tell_kept
-            )
-        else:
-            assert hearing.begun is not None
-            heard = await hearing.begun.result()
-        if heard.news and not hearing.is_told:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            hearing = self.begin_hearing(told)
+        if hearing is None:
+            await self._turn.acquire()
+            hearing = self._begun_hearing(told)
+        heard = await hearing.begun.result()
+        if heard.news and not (hearing.is_told or heard.kept):
             # Of what came without entries whoever waits hears now and not before: who told it has
             # them, which our caller notes before anybody else goes on.
             self.tell_changed()
@@ -158,11 +139,44 @@ class Subfeed:
 
     def begin_hearing(self, told: Told) -> Hearing | None:
         """Begin to take in what a peer told, which `hear` waits for; None if that has to wait."""
-        hearing = Hearing(self)
-        hearing.begun = self.begin(
-            self.replica.hear, told, hearing.tell_verified, then=hearing.tell_kept
-        )
-        return None if hearing.begun is None else hearing
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            return None
+        return self._begun_hearing(told)
+
+    def _begun_hearing(self, told: Told) -> Hearing:
+        """The same, by who has the turn."""
+        try:
+            # Not again before the disk has taken what was shown last: it may be full, or broken.
+            grown = foresee(self.replica, told) if self._disk_is_trusted else None
+        except BaseException:
+            self._turn.release()
+            raise
+        is_told = grown is not None
+        ending = self.replica.ending
+
+        def tell_kept(heard: Heard) -> None:
+            if heard.kept:
+                self._disk_is_trusted = True
+                # Nobody has vouched for others that were told.
+                if not is_told:
+                    self.note_entries(heard.first, heard.kept)
+                    self.tell_changed()
+
+        begun = self._begin(self.replica.hear, told, grown, then=tell_kept)
+        if grown is not None:
+            # The thread begins when this one sleeps: who waits for it is told first.
+            self._disk_is_trusted = False
+            self._shown = grown.frontier.size
+            self.note_entries(grown.first, grown.entries)
+            self.tell_changed()
+        return Hearing(begun, ending, is_told)
+
+    def _settle(self) -> None:
+        """What was shown is on the disk by now, or never will be."""
+        self._shown = 0
+        self._turn.release()
 
     def is_looking_into(self, session: Session) -> bool:
         """True while something is looked into that this session said: one thing at a time."""
@@ -198,14 +212,6 @@ class Subfeed:
     def readable(self) -> int:
         """How many entries can be read here."""
         return max(self.replica.readable, self._shown)
-
-    def show(self, first: int, entries: Sequence[bytes]) -> None:
-        """Let these be read, and tell whoever waits for them: they are the last, verified and at
-        their author's on the disk, to which they are on their way here.
-        """
-        self._shown = first + len(entries)
-        self.note_entries(first, entries)
-        self.tell_changed()
 
     def note_entries(self, first: int, entries: Sequence[bytes]) -> None:
         """These entries are the last ones; all are told of them now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kachery_p2p.content.hashes import FeedId, sha1_of
 from kachery_p2p.errors import FeedRestoredError, ProofError
@@ -84,9 +84,7 @@ class MemoryLog:
         frontier: Frontier,
         stored: list[bytes],
         head: SignedHead | None,
-        written: Callable[[], None] = lambda: None,
     ) -> None:
-        written()
         assert frontier.size == self.size + len(entries)
         assert head is None or head.size >= frontier.size
         self.kept += entries

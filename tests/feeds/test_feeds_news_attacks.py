@@ -15,7 +15,8 @@ from kachery_p2p.feeds.catchup import Brought
 from kachery_p2p.feeds.fetching import _Run, _Supplier
 from kachery_p2p.feeds.hands import Hands
 from kachery_p2p.feeds.messages import message_entries
-from kachery_p2p.feeds.replica import Heard, Replica, Verified
+from kachery_p2p.feeds.news import Grown
+from kachery_p2p.feeds.replica import Heard, Replica
 from kachery_p2p.feeds.subfeed import Source, Subfeed
 from kachery_p2p.feeds.told import SubfeedName, Told
 from kachery_p2p.limits import FEED_NEWS_BURST
@@ -69,11 +70,11 @@ async def test_what_somebody_else_brought_meanwhile_vouches_for_nothing(copy: Co
     forged = Told(head, base=0, entries=messages(6, 0, "forged"))
     may_go_on, hear = threading.Event(), copy.subfeed.replica.hear
 
-    def hear_late(told: Told, verified: Verified) -> Heard:
+    def hear_late(told: Told, grown: Grown | None = None) -> Heard:
         may_go_on.wait(WAIT_S)
-        return hear(told, verified)
+        return hear(told, grown)
 
-    copy.subfeed.replica.hear = hear_late  # type: ignore[method-assign, assignment]
+    copy.subfeed.replica.hear = hear_late  # type: ignore[method-assign]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(copy.subfeed.hear, honest)
         await wait_all_tasks_blocked()

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from kachery_p2p.errors import FeedStoppedError, StorageFullError
+from kachery_p2p.errors import FeedStoppedError, HeadError, StorageFullError
 from kachery_p2p.feeds import opened
 from kachery_p2p.feeds.disk import sync_data
 from kachery_p2p.feeds.hands import Hands
@@ -22,6 +22,7 @@ from kachery_p2p.feeds.log_files import LogFiles
 from kachery_p2p.feeds.replica import Replica, Standing
 from kachery_p2p.feeds.subfeed import Subfeed
 from kachery_p2p.feeds.told import SubfeedName, Told
+from kachery_p2p.limits import FEED_FORESEEN_ENTRIES_MAX
 from tests.feeds.feed_nodes import MAIN, FeedLab
 from tests.feeds.feed_parts import KEY, LOG, NAME, MemoryLog, messages
 
@@ -33,12 +34,9 @@ class Gate:
 
     def __init__(self) -> None:
         self.is_open = threading.Event()
-        self.error: OSError | None = None
 
     def sync(self, descriptor: int) -> None:
         assert self.is_open.wait(WAIT_S)
-        if self.error is not None:
-            raise self.error
         sync_data(descriptor)
 
     @contextlib.contextmanager
@@ -107,53 +105,69 @@ async def test_what_the_disk_is_given_can_be_read_and_is_not_passed_on(
     assert copy.log.entries(0, 9, 1 << 20) == messages(2)
 
 
-async def test_what_the_disk_lost_is_not_read_any_more(gate: Gate, copy: Copy) -> None:
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+async def test_what_the_disk_did_not_take_is_not_read_any_more(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     subfeed, news = copy.subfeed, copy.news()
-    gate.error = OSError(errno.EIO, os.strerror(errno.EIO))
-    failed: list[FeedStoppedError] = []
+    call, error = {
+        errno.EIO: ("sync_data", FeedStoppedError),
+        errno.ENOSPC: ("write_all", StorageFullError),
+    }[code]
 
-    async def hear() -> None:
-        with pytest.raises(FeedStoppedError) as caught:
-            await subfeed.hear(news)
-        failed.append(caught.value)
+    def fail(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
 
+    with monkeypatch.context() as patch:
+        patch.setattr(opened, call, fail)
+        hearing = subfeed.begin_hearing(news)
+        assert hearing is not None
+        assert copy.counts() == (2, 2)
+        with pytest.raises(error):
+            await subfeed.hear(news, hearing)
+        assert copy.counts() == (1, 1)
+        assert list(subfeed.recent(0, 9)) == messages(1)
+        # It is not shown again and again.
+        hearing = subfeed.begin_hearing(news)
+        assert hearing is not None
+        assert copy.counts() == (1, 1)
+        with pytest.raises(error):
+            await subfeed.hear(news, hearing)
+    if code == errno.ENOSPC:
+        await subfeed.hear(news)
+        assert copy.counts() == (2, 2)
+        assert subfeed.begin_hearing(copy.news()) is not None
+        assert copy.counts() == (3, 3)
+
+
+async def test_what_takes_long_to_verify_is_read_when_the_disk_has_it(
+    gate: Gate, copy: Copy
+) -> None:
+    subfeed = copy.subfeed
+    copy.own.append(messages(FEED_FORESEEN_ENTRIES_MAX + 1, 1))
+    many = Replica(copy.own).tell_news(1)
     with trio.fail_after(WAIT_S):
         async with trio.open_nursery() as nursery:
             with gate.shut():
-                changed = subfeed.changed
-                nursery.start_soon(hear)
-                await changed.wait()
-                assert copy.counts() == (2, 2)
-    assert len(failed) == 1
-    assert copy.counts() == (1, 1)
-    assert list(subfeed.recent(0, 9)) == messages(1)
-    with pytest.raises(FeedStoppedError):
-        await subfeed.hear(news)
-    assert copy.counts() == (1, 1)
-
-
-async def test_what_found_no_room_is_never_read(
-    copy: Copy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subfeed, news, changed = copy.subfeed, copy.news(), copy.subfeed.changed
-
-    def full(descriptor: int, data: bytes, offset: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(opened, "write_all", full)
-        with pytest.raises(StorageFullError):
-            await subfeed.hear(news)
-    assert copy.counts() == (1, 1)
-    assert not changed.is_set()
-    await subfeed.hear(news)
-    assert copy.counts() == (2, 2)
+                nursery.start_soon(subfeed.hear, many)
+                await wait_all_tasks_blocked()
+                assert copy.counts() == (1, 1)
+    assert copy.counts() == (copy.own.size, copy.own.size)
 
 
 async def test_a_lie_is_never_read(copy: Copy) -> None:
     subfeed, changed, news = copy.subfeed, copy.subfeed.changed, copy.news()
     heard = await subfeed.hear(news._replace(entries=messages(1, 1, "forged")))
     assert heard.standing is Standing.UNKNOWN
+    # Entries that fit a head that the owner has not signed.
+    signed = news.head
+    assert signed is not None
+    forged = signed._replace(signature=bytes([signed.signature[0] ^ 1]) + signed.signature[1:])
+    hearing = subfeed.begin_hearing(news._replace(head=forged))
+    assert hearing is not None
+    assert copy.counts() == (1, 1)
+    with pytest.raises(HeadError):
+        await subfeed.hear(news, hearing)
     assert copy.counts() == (1, 1)
     assert not changed.is_set()
     await subfeed.hear(news)
