@@ -167,6 +167,8 @@ class Downloads:
         """As of a transfer, of a blob that has come into the store meanwhile."""
         with self._blobs.open_verified(call.content) as opened:
             size = opened.root_object.size
+            if call.root not in (None, opened.root_object.root):
+                raise _wrong_root(call.content)
             if span is None:
                 return None, size
             if not span[0] <= span[1] <= size:
@@ -177,10 +179,7 @@ class Downloads:
         """The root to insist on, if there is one: the URI's, or of bytes once hashed here."""
         pinned = await trio.to_thread.run_sync(self._blobs.pinned_root, content)
         if None not in (root, pinned) and root != pinned:
-            raise RootMismatchError(
-                f"the URI's root is not the root of sha1://{content} as this node has hashed it",
-                hint="ask whoever gave you the URI for a correct one",
-            )
+            raise _wrong_root(content)
         return root or pinned
 
     async def _transfer(self, call: Call) -> Transfer | None:
@@ -321,6 +320,13 @@ class Downloads:
         await trio.to_thread.run_sync(
             lambda: self._grants.grant([content], [channel], "fetched", time.time())
         )
+
+
+def _wrong_root(content: ContentHash) -> RootMismatchError:
+    return RootMismatchError(
+        f"the URI's root is not the root of sha1://{content} as this node has hashed it",
+        hint="ask whoever gave you the URI for a correct one",
+    )
 
 
 def _also(error: LoadFileError, why: str) -> LoadFileError:

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from kachery_p2p.channels.channel import Channel
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.errors import NotFoundError
+from kachery_p2p.errors import NotFoundError, RootMismatchError, UriInconsistentError
 from kachery_p2p.limits import CHUNK_BYTES
+from kachery_p2p.network.link import DATA
 from kachery_p2p.transfer.only import ANYONE, Only
+from tests.transfer.test_transfer_download import Liar
 
 LAB = Channel.shared(b"L" * 20, "lab")
 FIELD = Channel.shared(b"F" * 20, "field")
@@ -152,3 +155,43 @@ async def test_an_unrestricted_call_joins_a_restricted_transfer_and_outlives_it(
             nursery.start_soon(restricted)
             nursery.start_soon(unrestricted)
     assert bob.bytes_of(stored.content) == data
+
+
+async def test_a_range_is_of_the_root_that_was_asked_for(
+    lab: Any, virtual_clock: MockClock
+) -> None:
+    """Also if the content comes into the store, with another root, while the range has to wait."""
+    bob, mallory = await lab.node("bob", LAB, FIELD), await lab.node("mallory", LAB)
+    carol = await lab.node("carol", FIELD)
+    await lab.together(bob, mallory)
+    await lab.together(bob, carol)
+    stored = carol.store(b"t" * (3 * CHUNK_BYTES), FIELD)
+    liar = Liar(mallory, stored.content, b"f" * (3 * CHUNK_BYTES))
+    false_root = liar.manifest.root
+
+    async def slowly(stream: Any) -> None:
+        await trio.sleep(3)
+        await liar.serve(stream)
+
+    mallory.link.accept(DATA, slowly)
+
+    async def load(root: str, *only: Only) -> None:
+        await bob.downloads.load(stored.content, root, bob.told.append, *only)
+
+    async def whole() -> None:
+        with pytest.raises(UriInconsistentError):
+            await load(false_root)
+
+    async def part() -> None:
+        where = (stored.content, false_root, 0, 100, bob.told.append, Only(channel=FIELD.id))
+        with pytest.raises(RootMismatchError):
+            await bob.downloads.load_range(*where)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(whole)
+            # It cannot join that one, which is of another channel, and waits for its end.
+            while not bob.downloads.active():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            nursery.start_soon(part)
+            nursery.start_soon(load, stored.root, Only(channel=FIELD.id))
