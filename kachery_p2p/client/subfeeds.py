@@ -121,7 +121,7 @@ class Subfeed:
         return self._source.size()
 
     def get_num_local_messages(self) -> int:
-        """How many of them are on this node's disk."""
+        """How many of them are at this node."""
         return self._source.local_size()
 
     # --- reading ----------------------------------------------------------------------------------

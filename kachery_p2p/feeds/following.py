@@ -8,30 +8,30 @@ reconnection. What is told is believed only because the owner signed it (`replic
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Awaitable, Collection
 from typing import Any
 
 import trio
 
-from kachery_p2p.content.hashes import FeedId
 from kachery_p2p.errors import (
+    FeedBusyError,
+    FeedStoppedError,
     HeadError,
     KacheryError,
-    KeyFileError,
     LogFormatError,
     PeerBusyError,
     PeerError,
     PeerRefusedError,
     ProofError,
     ProtocolError,
+    StoreError,
 )
 from kachery_p2p.feeds.bucket_looking import BucketLooking
 from kachery_p2p.feeds.bucket_member import BucketMember, Places
 from kachery_p2p.feeds.fetching import Fetching, proved_entries
 from kachery_p2p.feeds.forks import settle_doubt
-from kachery_p2p.feeds.ownership import claim_ownership, proves_ownership
+from kachery_p2p.feeds.ownership import proves_ownership
 from kachery_p2p.feeds.permits import Permits, wait_for_turn
 from kachery_p2p.feeds.replica import Standing, UnprovableError
 from kachery_p2p.feeds.spreading import Spreading
@@ -203,24 +203,20 @@ class Following:
             known = Told(asked, subfeed.replica.log.fork, subfeed.replica.tombstones).known
             body = {**subfeed.name.body(channel), **known, "follow": follow}
             answer = await session.request("feed follow", body, REQUEST_S_MAX)
+            if subfeed.is_blamed(session, trio.current_time()):
+                return
             told = Told.of(answer, 0 if asked is None else asked.size)
-            own = self._is_proved_own(subfeed, session, answer["own"])
-            source = Source(session, channel, told.head, own)
+            own = answer["own"]
+            if own and not proves_ownership(own, subfeed.name.feed, session.peer):
+                error = ProtocolError("it says that the feed is its own, and has not the key")
+                self._blame(subfeed, session, error)
+                raise error
+            source = Source(session, channel, told.head, bool(own))
             if await self._learn(subfeed, source, told) is not Standing.UNKNOWN:
                 return
             if subfeed.replica.best == asked:
                 # It cannot show yet how its head goes on from ours, or ours from its.
                 return
-
-    def _is_proved_own(self, subfeed: Subfeed, session: Teller, claim: bytes) -> bool:
-        """True if the subfeed is the member's own; ProtocolError if only it says so."""
-        if not claim:
-            return False
-        if not proves_ownership(claim, subfeed.name.feed, session.peer):
-            error = ProtocolError("it says that the feed is its own, and has not the key")
-            self._blame(subfeed, session, error)
-            raise error
-        return True
 
     async def _learn(
         self, subfeed: Subfeed, source: Source, told: Told, hearing: Hearing | None = None
@@ -307,7 +303,8 @@ class Following:
             raise refusal()
         told = Told.of(body)
         size = 0 if told.head is None else told.head.size
-        own = await self._claim_of(name.feed)
+        is_own = self._permits.is_own(name.feed)
+        own = await self._subfeeds.claim_to(name.feed, self._node_id) if is_own else b""
         # What is found now it is told by the answer: news before that it would not listen to.
         subfeed = await self._subfeeds.open_existing(name)
         if body["follow"] and not self._spreading.add(name, session, channel, size):
@@ -318,14 +315,6 @@ class Following:
         shown = await subfeed.work(subfeed.replica.tell, told.head)
         path = b"".join(shown.path)
         return {**shown.known, "path": path, "own": own}
-
-    async def _claim_of(self, feed: FeedId) -> bytes:
-        """What shows that a feed is this node's own; nothing if it is not."""
-        key = None
-        # Without its key it can be read all the same.
-        with contextlib.suppress(KeyFileError):
-            key = await self._subfeeds.key_of(feed) if self._permits.is_own(feed) else None
-        return b"" if key is None else claim_ownership(key, self._node_id)
 
     def _look_into(self, session: Session, subfeed: Subfeed, told: Told) -> None:
         """What the asker says it knows may be news: take it in, and ask back."""
@@ -384,9 +373,18 @@ class Following:
     async def _hear(self, news: News) -> dict[str, Any]:
         if news.told is None:
             raise ProtocolError(news.wrong)
-        standing = await self._learn(news.subfeed, news.source, news.told, news.hearing)
+        subfeed = news.subfeed
+        try:
+            standing = await self._learn(subfeed, news.source, news.told, news.hearing)
+        except (StoreError, FeedStoppedError, FeedBusyError) as error:
+            # The disk's fault, and not that of who told it, which tells it again after a rest.
+            if subfeed.fault != str(error):
+                subfeed.fault = str(error)
+                log.warning("feed %s: cannot keep what comes: %s", subfeed.name.feed[:16], error)
+            raise PeerBusyError("cannot keep it now")
+        subfeed.fault = ""
         if standing is Standing.UNKNOWN:
-            news.talk.add([news.subfeed.name])
+            news.talk.add([subfeed.name])
         return {}
 
 

@@ -129,10 +129,13 @@ class LogFile(HeldLog):
         entries, and `head`, if it is a better one, continues `signed`. What is kept is always
         within what the best head says. FeedForkedError or FeedEndedError beyond a fork or a
         tombstone; FeedStoppedError, StorageFullError as in `append`; Overtaken if programs have
-        appended to an own log meanwhile, which it has taken in: nothing of this is kept.
+        appended to an own log meanwhile, which it has taken in, or `frontier` is no more that of
+        the log with the entries: nothing of this is kept.
         """
         with self._changing, self._using() as opened:
-            assert self.size + len(entries) == frontier.size, "entries leave no gap"
+            if self.size + len(entries) != frontier.size:
+                # The files were opened anew after a sync that failed, and come to more, or less.
+                raise Overtaken
             self._check_open_end(frontier.size)
             head = head if head is not None and _is_better(head, self.signed) else None
             if not entries and head is None:
@@ -290,7 +293,9 @@ class LogFile(HeldLog):
                 opened.write(entries, frontier, stored, head)
         with self._signing:
             self._state = opened.state
-            self._head = head or self._head
+            # That of a copy is in its state, and nowhere else: it may come to less when it is
+            # opened anew.
+            self._head = (head or self._head) if self.owned else None
 
     def _write_shared(
         self,

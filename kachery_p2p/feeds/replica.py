@@ -263,7 +263,10 @@ class Replica:
             return self._forked_of_one_size(head)
         grown = grown or grown_by(self, told)
         if grown is not None:
-            self.log.keep(grown.entries, grown.frontier, grown.stored, head)
+            try:
+                self.log.keep(grown.entries, grown.frontier, grown.stored, head)
+            except Overtaken:
+                return Standing.UNKNOWN
             self._kept = grown.first, grown.entries
             return Standing.AGREES
         if not self._can_compare(told, head, best):

@@ -309,7 +309,7 @@ class FeedService(OwnFeeds):
         return await self._submitting.submit(await self._followed(name), submitted)
 
     async def _find_owner(self, subfeed: Subfeed, refused: Collection[Teller]) -> Source:
-        """Who says that it can append to the subfeed, and has not refused. FeedUnavailableError."""
+        """Who has shown that it can append, and has not refused. FeedUnavailableError."""
         began = trio.current_time()
         while True:
             changed = subfeed.changed

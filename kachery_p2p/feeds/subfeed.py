@@ -34,7 +34,7 @@ class Source:
         self.channel = channel
         # The head it showed, which agrees with what is known here; None if it has no entries.
         self.head = head
-        # It says that it can append.
+        # It has shown that it has the feed's key.
         self.own = own
 
 
@@ -62,6 +62,8 @@ class Subfeed:
         # How many times its channels' buckets are being asked, and what was wrong with one.
         self.asking_buckets = 0
         self.bucket_fault: str | None = None
+        # Why news of it were not kept last, if they were not.
+        self.fault = ""
         # When all were asked again because nobody had it.
         self.looked_at = -inf
         self._looked_into: set[Session] = set()
@@ -229,7 +231,7 @@ class Subfeed:
     def recent(self, first: int, count: int) -> Sequence[bytes]:
         """The entries from `first` on, if they came last; else none."""
         at, entries = self._recent
-        end = min(first + count, self.readable)
+        end = max(at, min(first + count, self.readable))
         return entries[first - at : end - at] if at <= first < at + len(entries) else ()
 
     # --- who has it ----------------------------------------------------------------------------
@@ -273,7 +275,7 @@ class Subfeed:
 
     @property
     def has_author(self) -> bool:
-        """True while somebody is connected who says that it can append."""
+        """True while somebody is connected who has shown that it can append."""
         return any(source.own for source in self.sources.values())
 
     @property

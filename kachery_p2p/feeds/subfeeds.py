@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
@@ -15,10 +16,12 @@ from kachery_p2p.feeds.hands import Begun, Hands
 from kachery_p2p.feeds.keys import FeedKey
 from kachery_p2p.feeds.log_file import LogFile
 from kachery_p2p.feeds.log_files import LogFiles
+from kachery_p2p.feeds.ownership import claim_ownership
 from kachery_p2p.feeds.register import Register
 from kachery_p2p.feeds.replica import Replica
 from kachery_p2p.feeds.subfeed import Subfeed
 from kachery_p2p.feeds.told import SubfeedName
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import FEED_IDLE_MAX, FEED_TAKEN_BYTES, FEED_TAKEN_S_MAX
 from kachery_p2p.network.session import Session
 
@@ -188,11 +191,13 @@ class Subfeeds:
 
     # --- inside --------------------------------------------------------------------------------
 
-    async def key_of(self, feed: FeedId) -> FeedKey | None:
-        """The key of an own feed, None for another's; KeyFileError if it is gone."""
+    async def claim_to(self, feed: FeedId, node: NodeId) -> bytes:
+        """What shows that an own feed is this node's; nothing if its key is gone."""
         known = self._keys.get(feed)
-        key, _ = await trio.to_thread.run_sync(self._key, feed) if known is None else known
-        return key
+        with contextlib.suppress(KeyFileError):
+            key, _ = await trio.to_thread.run_sync(self._key, feed) if known is None else known
+            return b"" if key is None else claim_ownership(key, node)
+        return b""
 
     def _key(self, feed: FeedId) -> tuple[FeedKey | None, bool]:
         if feed not in self._keys:

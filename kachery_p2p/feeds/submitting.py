@@ -24,11 +24,8 @@ from kachery_p2p.errors import (
     HeadError,
     LogFormatError,
     MessageFormatError,
-    PeerBusyError,
     PeerError,
-    PeerGoneError,
     PeerRefusedError,
-    PeerTimeoutError,
     ProtocolError,
     WriteRefusedError,
 )
@@ -64,7 +61,7 @@ from kachery_p2p.wire.feed_messages import (
 )
 
 Append = Callable[[Subfeed, Sequence[bytes]], Awaitable[int]]
-# Who says that it can append, and has not refused.
+# Who has shown that it can append, and has not refused.
 Find = Callable[[Subfeed, Collection[Teller]], Awaitable[Source]]
 
 
@@ -199,14 +196,14 @@ class Submitting:
                     if why is None:
                         raise
                 except PeerRefusedError:
-                    # Anybody can say that it is the owner: others that say so may take them.
+                    # Its key may be at another node too, which may take them.
                     refused.add(source.session)
                     continue
-                except (PeerGoneError, PeerTimeoutError, PeerBusyError) as error:
-                    # It may have appended them: with the same ids it is safe to ask again.
+                except ProtocolError as error:
+                    subfeed.blame(source.session, trio.current_time())
                     why = error
                 except PeerError as error:
-                    subfeed.blame(source.session, trio.current_time())
+                    # It may have appended them: with the same ids it is safe to ask again.
                     why = error
                 await trio.sleep(0.1)
         raise FeedUnavailableError(

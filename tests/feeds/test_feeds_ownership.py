@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from kachery_p2p.content.hashes import FeedId
@@ -92,6 +93,9 @@ async def test_who_only_says_so_is_no_owner(
     assert await reader.read_all(scene.feed, 1) == ['"one"']
     subfeed = await reader.subfeed(scene.feed)
     assert {source.session.peer for source in subfeed.sources.values()} == {scene.owner.id}
+    lying = reader.sessions.get(scene.liar.id)
+    assert lying is not None
+    assert subfeed.is_blamed(lying, trio.current_time())
     await scene.owner.feeds.grant(scene.feed, MAIN, reader.id)
     assert await reader.feeds.submit(scene.feed, MAIN, ['"two"']) == [1]
     await lab.stopped(scene.owner)
