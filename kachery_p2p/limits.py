@@ -181,8 +181,14 @@ PENDING_REQUESTS_MAX = 128
 OUTBOX_ANSWERS_MAX = 16
 # Members are asked whom they know this often: one of them each time, in turn.
 MEMBERS_REFRESH_S = 30.0
-# Dials under way at once: a cold start in a channel of 256 is done in a few seconds.
+# Dials under way at once, of introducers, and of nodes that are more than hearsay.
 DIALS_MAX = 16
+# And of nodes that others only told of, which may be nobody: no member waits behind these. As many,
+# because a cold start in a channel of 256 meets most members so; it is done in a few seconds.
+HEARSAY_DIALS_MAX = 16
+# A load that finds nobody waits this long for such nodes: honest ones are met by then, and whoever
+# invents new ones all day costs it no more.
+HEARSAY_AWAITED_S = 5.0
 # All addresses of one node together: a list of dead ones must not hold up the dials behind it.
 DIAL_NODE_S_MAX = 30.0
 # Redial backoff: doubles from the first to the last.

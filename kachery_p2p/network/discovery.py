@@ -9,11 +9,14 @@ must still prove membership. The book is pure, told what happened and what time 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
+from typing import Literal
 
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     ADDRESS_CHARS_MAX,
     ADDRESSES_PER_NODE_MAX,
+    HEARSAY_AWAITED_S,
     PEERS_MAX,
     REDIAL_S_MAX,
     REDIAL_S_MIN,
@@ -25,6 +28,9 @@ _FAILURES_MAX = 16
 # A session this long was no misunderstanding (a crossed dial, a peer that can take no more).
 _LASTED_S = 5.0
 
+# By which way hearsay came.
+Way = Literal["members", "introducer", "local network"]
+
 
 class Contact:
     """What is known of reaching one node."""
@@ -32,7 +38,9 @@ class Contact:
     def __init__(self) -> None:
         # What the user, the node itself or the last run told, newest first; and what others told.
         self.told: list[str] = []
-        self.hearsay: list[str] = []
+        self.hearsay: dict[Way, list[str]] = {}
+        # Which of `told` is the user's word: nobody else takes it back.
+        self.named: set[str] = set()
         self.wanted_by_user = False
         self.proved = False
         # It introduces others (`network/rendezvous.py`), so the user was right to name it ...
@@ -43,29 +51,50 @@ class Contact:
         self.due_at = 0.0
         self.tried = False
         self.in_flight = False
+        self.first_due_at: float | None = None
         self.reached_at: float | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where to dial, best first: hearsay never takes the place of what the node told."""
-        hearsay = [a for a in self.hearsay if a not in self.told]
-        return (*self.told, *hearsay)[:ADDRESSES_PER_NODE_MAX]
+        """Where to dial, best first: hearsay never takes the place of what the node told.
+
+        Of hearsay each way has its turn, so that what came by one leaves room for the others.
+        """
+        turns = zip_longest(*self.hearsay.values())
+        hearsay = [address for turn in turns for address in turn if address is not None]
+        return tuple(dict.fromkeys([*self.told, *hearsay]))[:ADDRESSES_PER_NODE_MAX]
 
     @property
     def vouched(self) -> bool:
         """True for who is worth more than hearsay."""
         return self.wanted_by_user or self.proved
 
-    def learn(self, addresses: list[str], *, vouched: bool) -> bool:
-        """Take in addresses, newest first; True if any was new."""
-        news = any(a not in self.told and a not in self.hearsay for a in addresses)
-        kept = self.told if vouched else self.hearsay
-        merged = list(dict.fromkeys([*addresses, *kept]))[:ADDRESSES_PER_NODE_MAX]
-        if vouched:
-            self.told = merged
-        else:
-            self.hearsay = merged
+    def settled(self, now: float) -> bool:
+        """True when it was tried, or is hearsay that was waited for long enough."""
+        began = self.first_due_at
+        late = began is not None and now >= began + HEARSAY_AWAITED_S
+        return self.tried or (late and not self.vouched)
+
+    def hear(self, addresses: list[str], way: Way) -> None:
+        """Take in hearsay, newest first. It changes where to dial, and not when."""
+        self.hearsay[way] = _merged(addresses, self.hearsay.get(way, []))
+
+    def tell(self, addresses: list[str], *, by_user: bool) -> bool:
+        """Take in what is no hearsay; True if any was new.
+
+        What the node says of itself takes the place of what it said before.
+        """
+        news = any(address not in self.told for address in addresses)
+        if by_user:
+            self.named.update(addresses)
+        kept = [a for a in self.told if by_user or not addresses or a in self.named]
+        self.told = _merged(addresses, kept)
+        self.named.intersection_update(self.told)
         return news
+
+
+def _merged(newer: list[str], older: list[str]) -> list[str]:
+    return list(dict.fromkeys([*newer, *older]))[:ADDRESSES_PER_NODE_MAX]
 
 
 class AddressBook:
@@ -83,10 +112,12 @@ class AddressBook:
         *,
         by_user: bool = False,
         proved: bool = False,
+        way: Way = "members",
     ) -> None:
         """Remember `addresses` of `node`, newest first; those that name another node are dropped.
 
-        `proved` is for a node that has proved membership, now or in an earlier run. A full
+        `proved` is for what a node told that has proved membership, now or in an earlier run;
+        what is neither that nor the user's word is hearsay, and came by that `way`. A full
         book gives up hearsay that failed for other hearsay, and any hearsay for a member.
         """
         if node == self._me:
@@ -96,6 +127,9 @@ class AddressBook:
             if not by_user and not self._make_room(proved):
                 return
             contact = self._contacts[node] = Contact()
+        if (by_user or proved) and not contact.vouched:
+            # It may still wait behind other hearsay for its dial.
+            contact.in_flight = False
         contact.wanted_by_user |= by_user
         contact.proved |= proved
         if by_user and contact.stranger:
@@ -103,7 +137,10 @@ class AddressBook:
             contact.stranger, contact.due_at = False, 0.0
         name = f"/p2p/{node.peer_id}"
         fresh = [a for a in addresses if len(a) <= ADDRESS_CHARS_MAX and a.endswith(name)]
-        if contact.learn(fresh, vouched=by_user or proved):
+        if not by_user and not proved:
+            # Were it dialled sooner, ever new ports would make us dial without pause.
+            contact.hear(fresh, way)
+        elif contact.tell(fresh, by_user=by_user):
             contact.due_at = 0.0
 
     def _make_room(self, proved: bool) -> bool:
@@ -131,16 +168,17 @@ class AddressBook:
         due.sort(key=lambda found: (not found[1].vouched, found[1].failures))
         for _, contact in due:
             contact.in_flight = True
+            if contact.first_due_at is None:
+                contact.first_due_at = now
         return [(node, contact.addresses) for node, contact in due]
 
     def next_due_at(self, now: float) -> float:
-        """When to look again at the latest."""
-        waiting = [
-            c.due_at
-            for node, c in self._contacts.items()
-            if node not in self._connected and not c.in_flight
-        ]
-        return min([now + REDIAL_S_MAX, *waiting])
+        """When to look again at the latest: somebody is due, or no longer awaited."""
+        out = [c for node, c in self._contacts.items() if node not in self._connected]
+        waiting = [c.due_at for c in out if not c.in_flight]
+        awaited = [c.first_due_at for c in out if c.first_due_at is not None and not c.settled(now)]
+        ends = [began + HEARSAY_AWAITED_S for began in awaited if began + HEARSAY_AWAITED_S > now]
+        return min([now + REDIAL_S_MAX, *waiting, *ends])
 
     def introduces(self, node: NodeId, yes: bool) -> None:
         """`node` introduces others, or no longer answers when it is asked to."""
@@ -196,20 +234,31 @@ class AddressBook:
         if not contact.wanted_by_user:
             del self._contacts[node]
 
-    @property
-    def settled(self) -> bool:
-        """True when every known node is connected or has been tried since it was heard of."""
+    def settled(self, now: float) -> bool:
+        """True when every known node is connected or has been tried since it was heard of.
+
+        Hearsay is waited for HEARSAY_AWAITED_S at most.
+        """
         return all(
-            contact.tried or node in self._connected for node, contact in self._contacts.items()
+            node in self._connected or contact.settled(now)
+            for node, contact in self._contacts.items()
         )
+
+    def is_vouched(self, node: NodeId) -> bool:
+        """True if `node` is known, and by more than hearsay."""
+        contact = self._contacts.get(node)
+        return contact is not None and contact.vouched
 
     def addresses_of(self, node: NodeId) -> tuple[str, ...]:
         contact = self._contacts.get(node)
         return contact.addresses if contact is not None else ()
 
     def known(self) -> dict[NodeId, tuple[str, ...]]:
-        """The members worth keeping for the next run; hearsay is not."""
-        return {n: c.addresses for n, c in self._contacts.items() if c.proved}
+        """The members worth keeping for the next run, and what they told; hearsay is not.
+
+        The next run takes it for their own word.
+        """
+        return {n: tuple(c.told) for n, c in self._contacts.items() if c.proved}
 
     def unreached_by_user(self) -> tuple[NodeId, ...]:
         """Nodes that the user named, tried without success so far.

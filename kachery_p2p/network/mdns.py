@@ -13,7 +13,8 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
@@ -22,7 +23,6 @@ from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     NEIGHBOUR_ANSWER_S_MAX,
     NEIGHBOUR_QUESTIONS_MAX,
-    NEIGHBOUR_TAGS_GROUP,
     NEIGHBOURS_AT_ONCE_MAX,
     NEIGHBOURS_LEAVE_S_MAX,
     NEIGHBOURS_MAX,
@@ -31,11 +31,11 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.neighbours import (
-    TAG_BYTES,
     Advert,
     Allowance,
     Neighbours,
     blinded_tags,
+    padding_of,
     reachable_at,
 )
 from kachery_p2p.wire.rendezvous import days_at
@@ -53,8 +53,9 @@ class LocalNetwork:
     """Tells the local network of this node, and the address book of members heard there.
 
     `addresses` and `discovery_keys` (of the node's channels) are asked anew each time;
-    `found` is called when the book may have learnt something. `interfaces` are IPs of this
-    computer to use instead of all.
+    `found` is called when the book may have learnt something. `secret` makes the padding, and
+    is the same at each start: fresh padding would tell the real tags, which stay. `interfaces`
+    are IPs of this computer to use instead of all.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LocalNetwork:
         addresses: Callable[[], Sequence[str]],
         discovery_keys: Callable[[], Sequence[bytes]],
         found: Callable[[], None],
-        random: Callable[[int], bytes],
+        secret: bytes,
         now: Callable[[], float] = time.time,
         interfaces: Sequence[str] | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ class LocalNetwork:
         self._addresses = addresses
         self._discovery_keys = discovery_keys
         self._found = found
-        self._random = random
+        self._padding = partial(padding_of, secret)
         self._now = now
         self._interfaces = interfaces
         self._neighbours = Neighbours(node_id)
@@ -122,8 +123,7 @@ class LocalNetwork:
         self, keys: Sequence[bytes], days: Sequence[int], addresses: Sequence[str]
     ) -> Publication:
         hosts, port = reachable_at(addresses)
-        padding = self._random(NEIGHBOUR_TAGS_GROUP * TAG_BYTES)
-        tags = blinded_tags(self._node_id, keys, days, padding)
+        tags = blinded_tags(self._node_id, keys, days, self._padding)
         return Publication(Advert(self._node_id, tags, tuple(addresses)), hosts, port)
 
     async def _listen(self, heard: trio.MemoryReceiveChannel[Advert]) -> None:
@@ -135,7 +135,7 @@ class LocalNetwork:
 
     def _note(self, members: Sequence[Advert]) -> None:
         for advert in members:
-            self._book.add(advert.node, advert.addresses)
+            self._book.add(advert.node, advert.addresses, way="local network")
         if members:
             self._found()
 
@@ -264,7 +264,8 @@ class Responder:
     ) -> None:
         from zeroconf import ServiceStateChange
 
-        if state_change is ServiceStateChange.Removed:
+        # The pointer of a stranger may name anything, of any type.
+        if state_change is ServiceStateChange.Removed or not name.endswith(f".{SERVICE_TYPE}"):
             return
         if self._allowance.spend(time.monotonic()):
             self._look_up(zeroconf, name)
@@ -279,26 +280,32 @@ class Responder:
 
     def _catch_up(self, zeroconf: Zeroconf) -> None:
         """Look up who was missed, the latest first: the first were those who made the noise."""
-        while self._missed and self._allowance.spend(time.monotonic()):
-            name, _ = self._missed.popitem()
-            self._look_up(zeroconf, name)
-        if self._missed:
-            asyncio.get_running_loop().call_later(1.0, self._catch_up, zeroconf)
+        try:
+            while self._missed and self._allowance.spend(time.monotonic()):
+                name, _ = self._missed.popitem()
+                self._look_up(zeroconf, name)
+        finally:
+            if self._missed:
+                asyncio.get_running_loop().call_later(1.0, self._catch_up, zeroconf)
 
     def _look_up(self, zeroconf: Zeroconf, name: str) -> None:
         from zeroconf.asyncio import AsyncServiceInfo
 
-        info = AsyncServiceInfo(SERVICE_TYPE, name)
-        if info.load_from_cache(zeroconf):
-            self._hear(info)
-        elif len(self._asking) < NEIGHBOUR_QUESTIONS_MAX:
-            task = asyncio.get_running_loop().create_task(self._ask_for_rest(zeroconf, info))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+        # zeroconf forgets which names it has told us of only if we return: what is raised at one
+        # stranger's name would be raised before every later one, and nobody be heard any more.
+        with _unheard():
+            info = AsyncServiceInfo(SERVICE_TYPE, name)
+            if info.load_from_cache(zeroconf):
+                self._hear(info)
+            elif len(self._asking) < NEIGHBOUR_QUESTIONS_MAX:
+                task = asyncio.get_running_loop().create_task(self._ask_for_rest(zeroconf, info))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
 
     async def _ask_for_rest(self, zeroconf: Zeroconf, info: AsyncServiceInfo) -> None:
-        if await info.async_request(zeroconf, NEIGHBOUR_ANSWER_S_MAX * 1000):
-            self._hear(info)
+        with _unheard():
+            if await info.async_request(zeroconf, NEIGHBOUR_ANSWER_S_MAX * 1000):
+                self._hear(info)
 
     def _hear(self, info: AsyncServiceInfo) -> None:
         from zeroconf import IPVersion
@@ -314,6 +321,16 @@ class Responder:
             trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError
         ):
             self._heard.send_nowait(advert)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Whoever tells what zeroconf cannot take is not heard."""
+    try:
+        yield
+    except Exception as error:
+        # Only of what kind: the text holds what the packet held.
+        log.debug("a neighbour is not heard: %s", type(error).__name__)
 
 
 def _service_info(publication: Publication) -> AsyncServiceInfo:

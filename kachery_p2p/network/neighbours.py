@@ -4,10 +4,12 @@ Anybody on the network hears it, so it names no channel: for each channel there 
 *blinded tag*, made from the channel's discovery key, the day and the node's own id. A
 member computes the same tag for that id and knows whom it hears; for everybody else the
 tags of two members have nothing in common. They are padded with random ones, so that
-their number tells little. Whoever copies somebody's tags can make members dial wrong
-addresses, and nothing more: who answers must prove the id, and membership.
+their number tells little, and with the same ones all day: two adverts of a node do not
+tell by what they have in common which are real. Whoever copies somebody's tags can make
+members dial wrong addresses, and nothing more: who answers must prove the id, and
+membership.
 
-Pure: time and random bytes are arguments. PROTOCOL.md, "Local network", shows the bytes.
+Pure: time and secret bytes are arguments. PROTOCOL.md, "Local network", shows the bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kachery_p2p.errors import ConfigError, PeerUnreachableError
@@ -34,6 +36,7 @@ VERSION = b"1"
 TAG_BYTES = 16
 
 _TAG_TAG = b"kp2p-mdns/1\0"
+_PADDING_TAG = b"kp2p-mdns-padding/1\0"
 # A TXT string has at most 255 bytes: a group of tags and its key have 67.
 _GROUP_BYTES = NEIGHBOUR_TAGS_GROUP * TAG_BYTES
 _GROUPS_MAX = NEIGHBOUR_TAGS_MAX // NEIGHBOUR_TAGS_GROUP
@@ -45,21 +48,31 @@ def blinded_tag(discovery_key: bytes, day: int, node: NodeId) -> bytes:
     return hmac.digest(discovery_key, body, "sha256")[:TAG_BYTES]
 
 
-def blinded_tags(
-    node: NodeId, discovery_keys: Sequence[bytes], days: Sequence[int], padding: bytes
-) -> tuple[bytes, ...]:
-    """All of `node`'s tags and random ones, a multiple of NEIGHBOUR_TAGS_GROUP, sorted.
+def padding_of(secret: bytes, day: int) -> bytes:
+    """What pads the tags of that day: random to everybody who does not know `secret`."""
+    return hmac.digest(secret, _PADDING_TAG + day.to_bytes(4, "big"), "sha512")[:_GROUP_BYTES]
 
-    Of more than NEIGHBOUR_TAGS_MAX those of the first day go first. `padding` are
-    NEIGHBOUR_TAGS_GROUP * TAG_BYTES random bytes.
+
+def blinded_tags(
+    node: NodeId,
+    discovery_keys: Sequence[bytes],
+    days: Sequence[int],
+    padding: Callable[[int], bytes],
+) -> tuple[bytes, ...]:
+    """All of `node`'s tags and random ones, of each day a multiple of NEIGHBOUR_TAGS_GROUP, sorted.
+
+    Of more than NEIGHBOUR_TAGS_MAX those of the first day go first. `padding` gives the
+    NEIGHBOUR_TAGS_GROUP * TAG_BYTES random bytes of a day: each day has its own, that it
+    is told as it was when there are two days to tell.
     """
-    tags = [blinded_tag(key, day, node) for day in days for key in discovery_keys]
-    tags = tags[:NEIGHBOUR_TAGS_MAX]
-    while len(tags) % NEIGHBOUR_TAGS_GROUP or not tags:
-        tags.append(padding[:TAG_BYTES])
-        padding = padding[TAG_BYTES:]
+    tags: list[bytes] = []
+    for day in days:
+        real = [blinded_tag(key, day, node) for key in discovery_keys]
+        missing = -len(real) % NEIGHBOUR_TAGS_GROUP if real else NEIGHBOUR_TAGS_GROUP
+        random = padding(day)
+        tags += real + [random[n * TAG_BYTES : (n + 1) * TAG_BYTES] for n in range(missing)]
     # Sorted, a real one cannot be told from the padding by its place.
-    return tuple(sorted(tags))
+    return tuple(sorted(tags[:NEIGHBOUR_TAGS_MAX]))
 
 
 class Advert(NamedTuple):

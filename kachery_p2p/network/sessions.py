@@ -28,6 +28,7 @@ from kachery_p2p.limits import (
     ADDRESSES_PER_NODE_MAX,
     DIAL_NODE_S_MAX,
     DIALS_MAX,
+    HEARSAY_DIALS_MAX,
     LABEL_CHARS_MAX,
     LEAVE_S_MAX,
     MEMBERS_REFRESH_S,
@@ -99,7 +100,8 @@ class Sessions:
 
     def seek(self, node: NodeId, addresses: Iterable[str]) -> None:
         """Meet this node, which is known to be a member, as soon as can be."""
-        self.book.add(node, addresses, proved=True)
+        # The user's invite named it, and names it again at the next start.
+        self.book.add(node, addresses, by_user=True, proved=True)
         self.look_again()
 
     def look_again(self) -> None:
@@ -116,8 +118,12 @@ class Sessions:
 
     @property
     def settled(self) -> bool:
-        """True when everyone we know of, or will be told of, has been dialled at least once."""
-        return self._dialled_once and not self._greeting and self.book.settled
+        """True when everyone we know of, or will be told of, has been dialled at least once.
+
+        Who is only hearsay is not waited for longer than HEARSAY_AWAITED_S.
+        """
+        greeted = self._dialled_once and not self._greeting
+        return greeted and self.book.settled(trio.current_time())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -294,12 +300,13 @@ class Sessions:
     # --- dialling ---------------------------------------------------------------------------------
 
     async def _dial_for_ever(self) -> None:
-        limit = trio.CapacityLimiter(DIALS_MAX)
+        limit, hearsay = trio.CapacityLimiter(DIALS_MAX), trio.CapacityLimiter(HEARSAY_DIALS_MAX)
         async with trio.open_nursery() as nursery:
             while True:
                 self._dial_now = trio.Event()
                 for node, addresses in self.book.due(trio.current_time()):
-                    nursery.start_soon(self._dial, node, addresses, limit)
+                    its = limit if self.book.is_vouched(node) else hearsay
+                    nursery.start_soon(self._dial, node, addresses, its)
                 self._dialled_once = True
                 self._tell_changed()
                 wait_s = self.book.next_due_at(trio.current_time()) - trio.current_time()
@@ -313,6 +320,9 @@ class Sessions:
         try:
             async with self._meeting(node):
                 async with limit:
+                    if node in self._sessions:
+                        # It came by itself, or was named meanwhile.
+                        return
                     stream = await self._open_control(node, addresses)
                 try:
                     await self._converse(stream, met)

@@ -82,7 +82,7 @@ class Finding:
             addresses=lambda: self._link.addresses,
             discovery_keys=lambda: [c.discovery_key for c in self._parts.channels],
             found=self._sessions.look_again,
-            random=os.urandom,
+            secret=self._parts.key.exchange_secret,
         )
 
     def _is_lonely(self, channel_id: str) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     ADDRESSES_PER_NODE_MAX,
+    HEARSAY_AWAITED_S,
     PEERS_MAX,
     REDIAL_S_MAX,
     REDIAL_S_MIN,
@@ -93,15 +96,84 @@ def test_a_member_that_hangs_up_each_time_is_dialled_more_and_more_rarely() -> N
     assert dials < 20
 
 
-def test_a_new_address_is_tried_at_once() -> None:
+@pytest.mark.parametrize("by_user", [False, True])
+def test_a_new_address_of_the_nodes_own_or_the_users_word_is_tried_at_once(by_user: bool) -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE)], proved=True)
+    made.due(0)
+    made.failed(node(ALICE), 0, 1.0)
+    made.add(node(ALICE), [address(ALICE)], proved=True)
+    assert due(made, 0) == []
+    made.add(node(ALICE), [address(ALICE, port=2)], by_user=by_user, proved=not by_user)
+    assert made.due(0)[0][1][0] == address(ALICE, port=2)
+
+
+def test_hearsay_with_ever_new_ports_does_not_undo_the_backoff() -> None:
+    """A stranger on the local network, 16 packets a second, once caused as many dials."""
+    made = book()
+    dials = 0
+    for packet in range(160):
+        now = packet / 16
+        made.add(node(ALICE), [address(ALICE, port=1 + packet)], way="local network")
+        for who in due(made, now):
+            dials += 1
+            made.failed(who, now, 1.0)
+    assert dials == 4, "at 0, 1, 3 and 7 s"
+    assert address(ALICE, port=160) in made.addresses_of(node(ALICE)), "it is dialled later"
+
+
+def test_hearsay_of_one_way_does_not_push_out_what_came_another_way() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE, port=7)], way="introducer")
+    made.add(node(ALICE), [address(ALICE, port=8)], way="members")
+    lies = [address(ALICE, port=1000 + n) for n in range(100)]
+    made.add(node(ALICE), lies, way="local network")
+    addresses = made.addresses_of(node(ALICE))
+    assert set(addresses[:3]) == {address(ALICE, port=7), address(ALICE, port=8), lies[0]}
+    assert len(addresses) == ADDRESSES_PER_NODE_MAX
+
+
+def test_only_what_a_member_told_itself_is_known_to_the_next_run() -> None:
+    """Hearsay once came back from the disk as the member's own word."""
+    made = book()
+    made.add(node(ALICE), [address(ALICE)], proved=True)
+    made.add(node(ALICE), [address(ALICE, port=22)], way="local network")
+    made.add(node(BOB), [address(BOB)])
+    made.reached(node(BOB), 0)
+    assert made.known() == {node(ALICE): (address(ALICE),), node(BOB): ()}
+
+
+def test_what_a_member_tells_of_itself_replaces_what_it_told_but_not_what_the_user_named() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE, port=1), address(ALICE, port=2)], proved=True)
+    made.add(node(ALICE), [address(ALICE, port=3)], by_user=True)
+    made.add(node(ALICE), [address(ALICE, port=4)], proved=True)
+    assert made.addresses_of(node(ALICE)) == (address(ALICE, port=4), address(ALICE, port=3))
+    made.add(node(ALICE), [], proved=True)
+    assert made.known()[node(ALICE)] == (address(ALICE, port=4), address(ALICE, port=3))
+
+
+def test_who_waits_for_its_dial_as_hearsay_and_is_vouched_for_is_dialled_at_once() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE)])
+    assert due(made, 0) == [node(ALICE)]
+    assert not made.is_vouched(node(ALICE))
+    made.add(node(ALICE), [address(ALICE)], by_user=True)
+    assert made.is_vouched(node(ALICE))
+    assert due(made, 0) == [node(ALICE)]
+    assert due(made, 0) == []
+
+
+def test_hearsay_is_not_awaited_for_long_and_who_is_vouched_for_is() -> None:
     made = book()
     made.add(node(ALICE), [address(ALICE)])
     made.due(0)
-    made.failed(node(ALICE), 0, 1.0)
-    made.add(node(ALICE), [address(ALICE)])
-    assert due(made, 0) == []
-    made.add(node(ALICE), [address(ALICE, port=2)])
-    assert made.due(0) == [(node(ALICE), (address(ALICE, port=2), address(ALICE)))]
+    assert made.next_due_at(0) == HEARSAY_AWAITED_S, "whoever waits is told"
+    assert not made.settled(HEARSAY_AWAITED_S - 0.1)
+    assert made.settled(HEARSAY_AWAITED_S)
+    made.add(node(BOB), [address(BOB)], by_user=True)
+    made.due(10)
+    assert not made.settled(10 + 2 * HEARSAY_AWAITED_S)
 
 
 def test_a_liar_cannot_displace_the_address_that_a_member_told_of_itself() -> None:
@@ -180,15 +252,15 @@ def test_a_stranger_is_dropped_unless_the_user_named_it() -> None:
 
 def test_the_book_is_settled_when_everyone_was_tried_once() -> None:
     made = book()
-    settled = [made.settled]
+    settled = [made.settled(0)]
     made.add(node(ALICE), [address(ALICE)])
     made.add(node(BOB), [address(BOB)])
-    settled.append(made.settled)
+    settled.append(made.settled(0))
     made.due(0)
     made.failed(node(ALICE), 0, 1.0)
-    settled.append(made.settled)
+    settled.append(made.settled(0))
     made.reached(node(BOB), 0)
-    settled.append(made.settled)
+    settled.append(made.settled(0))
     assert settled == [True, False, False, True]
 
 

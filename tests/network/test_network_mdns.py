@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from kachery_p2p.network.neighbours import (
     Neighbours,
     blinded_tag,
     blinded_tags,
+    padding_of,
     reachable_at,
 )
 
@@ -55,7 +57,7 @@ def node(number: int) -> NodeId:
 
 def advert(number: int = 1, *keys: bytes, host: str = "192.0.2.1") -> Advert:
     who = node(number)
-    tags = blinded_tags(who, keys, [DAY], PADDING)
+    tags = blinded_tags(who, keys, [DAY], lambda day: PADDING)
     return Advert(who, tags, (str(address_of(host, 20432, who)),))
 
 
@@ -69,7 +71,7 @@ def test_blinded_tags_are_those_of_the_vectors(vector: dict[str, Any]) -> None:
 
 
 def test_the_txt_record_is_that_of_the_vectors() -> None:
-    tags = blinded_tags(NODE, KEYS, [DAY], PADDING)
+    tags = blinded_tags(NODE, KEYS, [DAY], lambda day: PADDING)
     assert [tag.hex() for tag in tags] == VECTORS["txt"]["tags"]
     address = str(address_of("192.0.2.7", 20432, NODE))
     properties = Advert(NODE, tags, (address,)).properties()
@@ -81,7 +83,7 @@ def test_the_txt_record_is_that_of_the_vectors() -> None:
 @pytest.mark.parametrize("channels", [0, 1, 3, 4, 5, 63, 64, 100])
 def test_tags_are_padded_bounded_and_survive_the_txt_record(channels: int) -> None:
     keys = [number.to_bytes(32, "big") for number in range(channels)]
-    tags = blinded_tags(NODE, keys, [DAY, DAY + 1], PADDING)
+    tags = blinded_tags(NODE, keys, [DAY, DAY + 1], partial(padding_of, b"secret"))
     assert tags and len(tags) % NEIGHBOUR_TAGS_GROUP == 0 and len(tags) <= NEIGHBOUR_TAGS_MAX
     assert list(tags) == sorted(set(tags))
     told = Advert(NODE, tags, ())
@@ -91,10 +93,24 @@ def test_tags_are_padded_bounded_and_survive_the_txt_record(channels: int) -> No
     assert heard.is_of_member(keys[:64], [DAY]) == bool(channels)
 
 
+async def test_what_two_adverts_of_a_node_have_in_common_does_not_tell_which_tags_are_real() -> (
+    None
+):
+    """A new address, and midnight: what stayed was once what is real."""
+    alice = Neighbour(1, [])
+    told = [
+        set(alice.network._publication(KEYS[:3], days, [f"/ip4/192.0.2.{n}/tcp/1"]).advert.tags)
+        for n, days in enumerate([(DAY,), (DAY,), (DAY, DAY + 1), (DAY + 1,)])
+    ]
+    first, again, both, next_day = told
+    assert first == again and len(first) == NEIGHBOUR_TAGS_GROUP
+    assert both == first | next_day and len(both) == 2 * NEIGHBOUR_TAGS_GROUP
+
+
 def test_two_members_have_no_tag_in_common_nor_has_one_on_two_days() -> None:
     key = KEYS[:1]
     seen = [
-        set(blinded_tags(node(n), key, [day], os.urandom(64)))
+        set(blinded_tags(node(n), key, [day], partial(padding_of, os.urandom(32))))
         for n in (1, 2)
         for day in (DAY, DAY + 1)
     ]
@@ -238,7 +254,7 @@ class Neighbour:
             addresses=lambda: [self.address],
             discovery_keys=lambda: [channel.discovery_key for channel in self.channels],
             found=self.found.set,
-            random=os.urandom,
+            secret=self.key.exchange_secret,
             interfaces=LOOPBACK,
         )
 
@@ -310,7 +326,7 @@ async def test_who_copies_a_members_tags_is_not_taken_for_it_under_its_own_id(
     alice, bob, thief = Neighbour(1, [lab]), Neighbour(2, [lab]), Neighbour(3, [])
 
     def steal(keys: Any, days: Any, addresses: Sequence[str]) -> Publication:
-        tags = blinded_tags(alice.key.node_id, [lab.discovery_key], days, PADDING)
+        tags = blinded_tags(alice.key.node_id, [lab.discovery_key], days, lambda day: PADDING)
         return Publication(
             Advert(thief.key.node_id, tags, tuple(addresses)), *reachable_at(addresses)
         )
@@ -327,6 +343,45 @@ async def test_who_copies_a_members_tags_is_not_taken_for_it_under_its_own_id(
         await until(lambda: bool(bob.knows()))
         nursery.cancel_scope.cancel()
     assert bob.knows() == alice.introduction()
+
+
+# Each name of which zeroconf says that it is none, in the browser's callback.
+NO_NAMES = [
+    "x.example.org.",
+    f"a\x01b.{SERVICE_TYPE}",
+    f"_sub.{SERVICE_TYPE}",
+    f"y.{SERVICE_TYPE.upper()}",
+    "local.",
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+async def test_a_pointer_to_a_name_that_is_none_does_not_end_local_discovery(
+    multicast: None, name: str
+) -> None:
+    """Once it took one packet, and nobody was heard until the next start."""
+    lab = fresh_channel()
+    alice, bob, carol = (Neighbour(n, [lab]) for n in (1, 2, 3))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.network.run)
+        nursery.start_soon(carol.network.run)
+        # Who has heard carol listens, so it hears what follows, and bob after it.
+        await until(lambda: alice.knows() == carol.introduction())
+        await trio.to_thread.run_sync(shout_pointer, name)
+        nursery.start_soon(bob.network.run)
+        await until(lambda: alice.knows() == {**carol.introduction(), **bob.introduction()})
+        nursery.cancel_scope.cancel()
+
+
+def shout_pointer(name: str) -> None:
+    """One packet: an instance of our service is called `name`."""
+    from zeroconf._dns import DNSPointer
+    from zeroconf._protocol.outgoing import DNSOutgoing
+    from zeroconf.const import _CLASS_IN, _FLAGS_AA, _FLAGS_QR_RESPONSE, _TYPE_PTR
+
+    out = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
+    out.add_answer_at_time(DNSPointer(SERVICE_TYPE, _TYPE_PTR, _CLASS_IN, 4500, name), 0)
+    shout(out.packets())
 
 
 # How soon depends on what else the computer does: not for every run.
@@ -380,6 +435,10 @@ def shout_junk() -> None:
         out.add_answer_at_time(host, 0)
         out.add_answer_at_time(DNSText(name, _TYPE_TXT, _CLASS_IN, 120, lie), 0)
         packets += out.packets()
+    shout(packets)
+
+
+def shout(packets: Sequence[bytes]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
         loopback = socket.inet_aton("127.0.0.1")
         mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
@@ -397,7 +456,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 mdns.NEIGHBOURS_RETRY_S = 0.05
 me = NodeId("11" * 32)
 network = mdns.LocalNetwork(
-    me, AddressBook(me), addresses=list, discovery_keys=list, found=print, random=os.urandom
+    me, AddressBook(me), addresses=list, discovery_keys=list, found=print, secret=bytes(32)
 )
 
 async def main():

@@ -13,9 +13,11 @@ from trio.testing import MockClock
 
 from kachery_p2p.channels.channel import Channel
 from kachery_p2p.channels.history import History
-from kachery_p2p.errors import PeerRefusedError
+from kachery_p2p.errors import PeerRefusedError, PeerUnreachableError
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
 from kachery_p2p.limits import (
+    DIAL_S_MAX,
+    HEARSAY_AWAITED_S,
     KEEPALIVE_IDLE_S,
     KEEPALIVE_S_MAX,
     MEMBERS_REFRESH_S,
@@ -367,6 +369,51 @@ async def test_a_member_that_tells_of_ever_more_nodes_is_bounded_and_harms_nobod
         await bob.start()
         await town.until(lambda: "bob" in alice.peers, REDIAL_S_MAX)
         town.nursery.cancel_scope.cancel()
+
+
+async def test_members_do_not_wait_behind_invented_nodes_nor_do_loads(
+    autojump_clock: MockClock,
+) -> None:
+    """Two hundred black holes once made a member wait for minutes, and each load for its most."""
+    async with a_town() as town:
+        alice, bob, mallory = town.node("alice"), town.node("bob"), town.node("mallory")
+        await alice.start()
+        link = town.world.link(bob.id)
+        connect = link.connect
+
+        async def fall_into_black_holes(address: str) -> NodeId:
+            if "10.9.9.9" not in address:
+                return await connect(address)
+            await trio.sleep(DIAL_S_MAX)
+            raise PeerUnreachableError("nobody answers")
+
+        link.connect = fall_into_black_holes  # type: ignore[method-assign]
+        fakes = [NodeId.of_raw(n.to_bytes(32, "big")) for n in range(1, 201)]
+
+        async def lie(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+            addresses = [
+                [str(address_of("10.9.9.9", n, fake)) for n in (1, 2, 3)] for fake in fakes
+            ]
+            return {
+                "members": [
+                    {"node": fake.raw, "addresses": its}
+                    for fake, its in zip(fakes, addresses, strict=True)
+                ]
+            }
+
+        await mallory.start()
+        mallory.sessions.handle("members", lie)
+        await bob.start(alice, mallory)
+        await town.until(lambda: bob.peers == {"alice", "mallory"}, 5)
+        await town.until(lambda: len(bob.sessions.book._contacts) == 202, 5)
+        with trio.fail_after(HEARSAY_AWAITED_S + 1):
+            while not bob.sessions.settled:
+                await bob.sessions.changed()
+        lost = bob.session(alice)
+        # It cannot dial bob itself.
+        alice.sessions.book._contacts.clear()
+        lost.end()
+        await town.until(lambda: bob.sessions.get(alice.id) not in (None, lost), 5)
 
 
 async def test_one_member_too_many_is_sent_away_and_does_not_knock_all_day(
