@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kachery_p2p.bucket.faults import wrong_answer
 from kachery_p2p.bucket.layout import attributes, key_of, tables_key
 from kachery_p2p.bucket.objects import Objects
+from kachery_p2p.bucket.reading import Meta
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.content.manifests import page_count
 from kachery_p2p.errors import CorruptObjectError
@@ -62,10 +63,8 @@ def push(
     with blobs.open_verified(content) as opened:
         size = opened.root_object.size
         found = bucket.look(content)
-        if found is not None and found.size != size:
-            raise wrong_answer(
-                bucket.name, f"has {found.size} bytes as sha1://{content}, which has {size}"
-            )
+        if found is not None:
+            _check(bucket, found, opened)
         # First the hashes: whoever finds the content can verify its parts.
         _push_tables(bucket, blobs, opened)
         if found is not None:
@@ -76,6 +75,19 @@ def push(
             return Pushed(size, sent=bucket.put_new(key_of(content), data, told))
         bucket.put_large(key_of(content), _checked(opened, content, throttle), size, told)
         return Pushed(size, sent=True)
+
+
+def _check(bucket: Objects, found: Meta, opened: Opened) -> None:
+    """Raise BucketAnswerError if what is found there is something else than the content."""
+    here = opened.root_object
+    if found.size != here.size:
+        raise wrong_answer(
+            bucket.name, f"has {found.size} bytes as sha1://{here.content}, which has {here.size}"
+        )
+    if not found.agrees(here.size, here.root):
+        raise wrong_answer(
+            bucket.name, f"has something with the root {found.root} as sha1://{here.content}"
+        )
 
 
 def _push_tables(bucket: Objects, blobs: BlobStore, opened: Opened) -> None:

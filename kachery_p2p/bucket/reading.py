@@ -17,6 +17,10 @@ class Meta(NamedTuple):
     root: Root | None = None
     label: str | None = None
 
+    def agrees(self, size: int, root: Root) -> bool:
+        """True if that may be the object of a content of this size and root."""
+        return self.size == size and self.root in (None, root)
+
 
 class Readable(Protocol):
     """A bucket or a mirror, read by blocking calls, from any number of threads.

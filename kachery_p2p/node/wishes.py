@@ -18,8 +18,10 @@ from typing import NamedTuple
 import trio
 
 from kachery_p2p.bucket.queue import DONE, LEFT_OUT, REQUESTED, WAITING
+from kachery_p2p.bucket.reading import Meta
 from kachery_p2p.bucket.uploads import Uploads
 from kachery_p2p.content.hashes import ContentHash
+from kachery_p2p.content.manifests import RootObject
 from kachery_p2p.errors import KacheryError, PeerBusyError, PeerError
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
@@ -40,7 +42,7 @@ from kachery_p2p.node.parts import Parts
 from kachery_p2p.transfer.bucket_members import Wish
 from kachery_p2p.transfer.download import Downloads
 from kachery_p2p.transfer.only import Only
-from kachery_p2p.transfer.sources import Holders
+from kachery_p2p.transfer.sources import Claim, Holders
 from kachery_p2p.wire import bucket_messages as told
 
 log = logging.getLogger(__name__)
@@ -152,14 +154,11 @@ class Wishes:
 
     async def _put_there(self, wanted: Wanted, uploads: Uploads, found: _Open) -> None:
         content, queue = wanted.content, self._mirroring.queue
-        row = await trio.to_thread.run_sync(queue.of, uploads.place, content)
-        if row is not None and row.state == DONE:
-            found.wish = Wish(told.THERE, "")
-            return
+        # Also if the queue has it as done: it may have been taken out since.
         there = await trio.to_thread.run_sync(
             uploads.bucket.look, content, limiter=self._looking, abandon_on_cancel=True
         )
-        if there is not None:
+        if there is not None and await self._is_what_is_wished(wanted, there):
             found.wish = Wish(told.THERE, "")
             return
         if not self._is_shared_here(wanted):
@@ -167,6 +166,9 @@ class Wishes:
             if refused is not None:
                 found.wish = Wish(told.LEFT_OUT, refused)
                 return
+        row = await trio.to_thread.run_sync(queue.of, uploads.place, content)
+        if row is not None and row.state == DONE:
+            await trio.to_thread.run_sync(queue.forget, uploads.place, content)
         if row is None or row.state != WAITING:
             await trio.to_thread.run_sync(
                 queue.add, uploads.place, [content], REQUESTED, wanted.label
@@ -178,6 +180,24 @@ class Wishes:
         is_granted = self._parts.grants.is_granted(wanted.content, wanted.channel)
         return is_granted and self._parts.blobs.find(wanted.content) is not None
 
+    async def _is_what_is_wished(self, wanted: Wanted, there: Meta) -> bool:
+        """False if the object of that name is of another size or root than the content has.
+
+        What is shared here is known; else it is what the member says of it.
+        """
+        if await trio.to_thread.run_sync(self._is_shared_here, wanted):
+            known = await trio.to_thread.run_sync(self._known_here, wanted.content)
+            return there.agrees(known.size, known.root)
+        claims = await self._claims(wanted)
+        return any(there.agrees(claim.size, claim.root) for claim in claims)
+
+    async def _claims(self, wanted: Wanted) -> list[Claim]:
+        """What the member says of the content, if it has it."""
+        only = Only(wanted.channel, wanted.peer)
+        return await self._holders.find(
+            wanted.content, lambda claim: claim.pinned, BUCKET_WISH_S_MIN, only
+        )
+
     async def _fetch(self, wanted: Wanted, uploads: Uploads) -> str | None:
         """None if it is here; else why it is not put there. Raises KacheryErrors."""
         limiter = self._fetching_for.get(wanted.peer)
@@ -188,9 +208,7 @@ class Wishes:
             self._fetching_for[wanted.peer] = limiter
         async with limiter, self._fetching:
             only = Only(wanted.channel, wanted.peer)
-            claims = await self._holders.find(
-                wanted.content, lambda claim: claim.pinned, BUCKET_WISH_S_MIN, only
-            )
+            claims = await self._claims(wanted)
             if not claims:
                 return "it cannot be fetched from the node that asks: is it shared in the channel?"
             size = max(claim.size for claim in claims)
@@ -205,16 +223,16 @@ class Wishes:
                 # Another load has brought it from somewhere else: the member has shown nothing.
                 raise PeerError("was fetching it from another node: ask again")
             # Its size was the member's word.
-            came = await trio.to_thread.run_sync(self._size_here, wanted.content)
+            came = (await trio.to_thread.run_sync(self._known_here, wanted.content)).size
             if not uploads.settings.takes(came):
                 return f"{came} bytes are outside the limits of the node that was asked"
             if came > size:
                 self._pay(wanted.peer, came - size)
         return None
 
-    def _size_here(self, content: ContentHash) -> int:
+    def _known_here(self, content: ContentHash) -> RootObject:
         with self._parts.blobs.open_verified(content) as opened:
-            return opened.root_object.size
+            return opened.root_object
 
     def _pay(self, peer: NodeId, size: int) -> None:
         """Count what the member makes this node fetch. PeerBusyError if it was enough."""

@@ -37,6 +37,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.session import Session
 from kachery_p2p.network.sessions import Sessions
+from kachery_p2p.wire.bucket_messages import LEFT_OUT
 
 PUTS, READS = "puts", "reads"
 
@@ -99,14 +100,22 @@ class BucketMembers:
         return Wish(told["state"], told["said"])
 
     async def _ask(self, op: str, body: dict[str, Any], what: str) -> dict[str, Any]:
-        """The first answer. AbsentError if all refuse, BucketErrors for what kept them from it."""
+        """The first answer, but LEFT_OUT only if nobody does it. AbsentError if all refuse.
+
+        BucketErrors for what kept them from it.
+        """
         providers = await self._providers(what)
         if not providers:
             raise no_provider(self._name)
         failure: BucketError | None = None
+        left_out: dict[str, Any] | None = None
         for session in providers:
             try:
-                return await session.request(op, {**self._where, **body}, REQUEST_S_MAX)
+                told = await session.request(op, {**self._where, **body}, REQUEST_S_MAX)
+                if told.get("state") != LEFT_OUT:
+                    return told
+                # What one does not put there, for its limits or its whim, another may.
+                left_out = left_out or told
             except PeerRefusedError:
                 continue
             except PeerBusyError as error:
@@ -116,6 +125,8 @@ class BucketMembers:
                 failure = failure or BucketUnreachableError(
                     f"{self._name} through {session.name}: {error}", hint="see that member's node"
                 )
+        if failure is None and left_out is not None:
+            return left_out
         raise failure or AbsentError
 
     async def _providers(self, what: str) -> list[Session]:
