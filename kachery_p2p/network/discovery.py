@@ -39,7 +39,7 @@ class Contact:
         # What the user, the node itself or the last run told, newest first; and what others told.
         self.told: list[str] = []
         self.hearsay: dict[Way, list[str]] = {}
-        # Which of `told` is the user's word: nobody else takes it back.
+        # Which of `told` is the user's word, or an invite's: nobody else takes it back.
         self.named: set[str] = set()
         self.wanted_by_user = False
         self.proved = False
@@ -79,15 +79,15 @@ class Contact:
         """Take in hearsay, newest first. It changes where to dial, and not when."""
         self.hearsay[way] = _merged(addresses, self.hearsay.get(way, []))
 
-    def tell(self, addresses: list[str], *, by_user: bool) -> bool:
+    def tell(self, addresses: list[str], *, to_stay: bool) -> bool:
         """Take in what is no hearsay; True if any was new.
 
         What the node says of itself takes the place of what it said before.
         """
         news = any(address not in self.told for address in addresses)
-        if by_user:
+        if to_stay:
             self.named.update(addresses)
-        kept = [a for a in self.told if by_user or not addresses or a in self.named]
+        kept = [a for a in self.told if to_stay or not addresses or a in self.named]
         self.told = _merged(addresses, kept)
         self.named.intersection_update(self.told)
         return news
@@ -112,11 +112,13 @@ class AddressBook:
         *,
         by_user: bool = False,
         proved: bool = False,
+        by_invite: bool = False,
         way: Way = "members",
     ) -> None:
         """Remember `addresses` of `node`, newest first; those that name another node are dropped.
 
         `proved` is for what a node told that has proved membership, now or in an earlier run;
+        `by_invite` with it for what an invite told: that stays, whatever the node tells then;
         what is neither that nor the user's word is hearsay, and came by that `way`. A full
         book gives up hearsay that failed for other hearsay, and any hearsay for a member.
         """
@@ -140,7 +142,7 @@ class AddressBook:
         if not by_user and not proved:
             # Were it dialled sooner, ever new ports would make us dial without pause.
             contact.hear(fresh, way)
-        elif contact.tell(fresh, by_user=by_user):
+        elif contact.tell(fresh, to_stay=by_user or by_invite):
             contact.due_at = 0.0
 
     def _make_room(self, proved: bool) -> bool:

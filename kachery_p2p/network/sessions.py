@@ -100,8 +100,7 @@ class Sessions:
 
     def seek(self, node: NodeId, addresses: Iterable[str]) -> None:
         """Meet this node, which is known to be a member, as soon as can be."""
-        # The user's invite named it, and names it again at the next start.
-        self.book.add(node, addresses, by_user=True, proved=True)
+        self.book.add(node, addresses, proved=True, by_invite=True)
         self.look_again()
 
     def look_again(self) -> None:

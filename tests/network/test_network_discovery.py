@@ -153,6 +153,16 @@ def test_what_a_member_tells_of_itself_replaces_what_it_told_but_not_what_the_us
     assert made.known()[node(ALICE)] == (address(ALICE, port=4), address(ALICE, port=3))
 
 
+def test_what_an_invite_told_stays_and_is_no_wish_of_the_user() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE, port=1)], proved=True, by_invite=True)
+    made.add(node(ALICE), [address(ALICE, port=2)], proved=True)
+    assert made.addresses_of(node(ALICE)) == (address(ALICE, port=2), address(ALICE, port=1))
+    made.due(0)
+    made.failed(node(ALICE), 0, jitter=1.0)
+    assert made.unreached_by_user() == ()
+
+
 def test_who_waits_for_its_dial_as_hearsay_and_is_vouched_for_is_dialled_at_once() -> None:
     made = book()
     made.add(node(ALICE), [address(ALICE)])
