@@ -174,10 +174,9 @@ class Growth:
             task_status.started()
             try:
                 while True:
+                    # A turn of the loop, whoever sends how many.
                     await trio.lowlevel.wait_readable(listening)
                     self._read(listening)
-                    # Not more than it takes to read some, whoever sends how many.
-                    await trio.lowlevel.checkpoint()
             except OSError as error:
                 log.warning("programs cannot say any more that they append to feeds: %s", error)
 

@@ -122,10 +122,13 @@ class Hands:
         *arguments: *Arguments,
         then: Callable[[Result], None] | None = None,
         settled: Callable[[], None] = lambda: None,
+        is_urgent: bool = True,
     ) -> Begun[Result]:
         """The same without waiting: somebody has to ask for its `result`, who hears of errors.
 
-        `settled` is called when all of it is over, whether it failed or not.
+        `settled` is called when all of it is over, whether it failed or not. What is not urgent
+        begins when the tasks that are woken up in this turn of the loop have had theirs: a thread
+        would take the interpreter away from them.
         """
 
         def settle() -> None:
@@ -141,8 +144,13 @@ class Hands:
                 if not self._threads:
                     settle()
                     raise
-        # The thread runs when this one sleeps, so nothing is left to be done behind it.
-        self._jobs.put(begun)
+        if is_urgent:
+            # The thread runs when this one sleeps, so nothing is left to be done behind it.
+            self._jobs.put(begun)
+        else:
+            # What is asked for now comes in their turn, before or behind them; the next is after.
+            soon = trio.lowlevel.current_trio_token().run_sync_soon
+            soon(lambda: soon(self._jobs.put, begun))
         return begun
 
     def close(self) -> None:

@@ -118,8 +118,10 @@ class Subfeed:
         do: Callable[[*Arguments], Result],
         *arguments: *Arguments,
         then: Callable[[Result], None] | None,
+        is_urgent: bool = True,
     ) -> Begun[Result]:
-        return self._hands.begin(do, *arguments, then=then, settled=self._settle)
+        settled = self._settle
+        return self._hands.begin(do, *arguments, then=then, settled=settled, is_urgent=is_urgent)
 
     async def hear(self, told: Told, hearing: Hearing | None = None) -> Heard:
         """Take in what a peer told. HeadError or ProofError if it lies.
@@ -166,9 +168,10 @@ class Subfeed:
                     self.note_entries(heard.first, heard.kept)
                     self.tell_changed()
 
-        begun = self._begin(self.replica.hear, told, grown, then=tell_kept)
+        # Who waits for the entries and is told of them now goes before the thread.
+        hear = self.replica.hear
+        begun = self._begin(hear, told, grown, then=tell_kept, is_urgent=not is_told)
         if grown is not None:
-            # The thread begins when this one sleeps: who waits for it is told first.
             self._disk_is_trusted = False
             self._shown = grown.frontier.size
             self.note_entries(grown.first, grown.entries)

@@ -11,7 +11,7 @@ from typing import Any
 from load import wait_for_peer
 from node import new_secret
 from processes import HERE, NodeProcess, child
-from settings import Settings
+from settings import Settings, settle
 from table import Row, at_least, at_most, figure, sample
 
 CLIENTS = 32
@@ -99,6 +99,7 @@ def _together(settings: Settings, node: NodeProcess, uri: str) -> Row:
 
 def _heard(settings: Settings, alice: NodeProcess, bob: NodeProcess, uri: str) -> Row:
     calls = settings.calls(500)
+    settle()
     hearing = _begin(bob, "feeds_clients.hear_times", uri, calls)
     _line(hearing)
     child(alice.environment, "feeds_clients.append_times", uri, calls)

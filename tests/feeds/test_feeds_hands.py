@@ -119,6 +119,29 @@ async def test_what_is_begun_is_done_without_anybody_who_waits(hands: Hands) -> 
     assert settled == [7]
 
 
+async def test_what_is_not_urgent_begins_behind_whoever_is_woken_in_the_same_turn(
+    hands: Hands,
+) -> None:
+    await hands.do(int, "7")  # its thread waits for more
+    began_first: list[bool] = []
+
+    async def reader(told: trio.Event, begun: threading.Event) -> None:
+        await told.wait()
+        # Nothing else in the loop goes on meanwhile; a thread would.
+        began_first.append(begun.wait(0.01))
+
+    for _ in range(20):
+        told, begun = trio.Event(), threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader, told, begun)
+            await trio.testing.wait_all_tasks_blocked()
+            job = hands.begin(begun.set, is_urgent=False)
+            told.set()
+            await job.result()
+        assert begun.is_set()
+    assert began_first == [False] * 20
+
+
 async def test_a_thread_that_cannot_be_begun_leaves_nothing_that_is_not_settled(
     hands: Hands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
