@@ -697,6 +697,10 @@ BUCKET_PROVIDER_S = 30.0
 BUCKET_PROVIDER_WAIT_S = 5.0
 # A provider answers a wish after this long at the latest; it is asked again then.
 BUCKET_WISH_WAIT_S_MAX = 5.0
+# Of what a member says it has put there so many bytes, the last ones, are read again, and so many
+# other members are asked at most for a look at it.
+BUCKET_SEEN_BYTES = 64 << 10
+BUCKET_WITNESSES_MAX = 3
 # Wishes that one member may have open with a provider, and all together; those fetched at once.
 BUCKET_WISHES_PER_PEER_MAX = 64
 BUCKET_WISHES_MAX = 512

@@ -10,10 +10,13 @@ from kachery_p2p.bucket.log_layout import (
     head_key,
     segment_key,
 )
-from kachery_p2p.bucket.reading import Readable
-from kachery_p2p.errors import HeadError, LogFormatError, ProofError
+from kachery_p2p.bucket.reading import Readable, believed
+from kachery_p2p.errors import BucketAnswerError, HeadError, LogFormatError, ProofError
 from kachery_p2p.limits import BUCKET_LOG_HEAD_BYTES_MAX
 from kachery_p2p.log.heads import LogId
+
+# What says that the owner did not sign what a bucket showed.
+OF_A_LIE = (HeadError, ProofError)
 
 
 def read_head(place: Readable, log: LogId) -> LogHead | None:
@@ -22,11 +25,15 @@ def read_head(place: Readable, log: LogId) -> LogHead | None:
     HeadError or ProofError if the owner did not sign that; BucketAnswerError if the object is
     damaged or something else; and other BucketErrors.
     """
+    key = head_key(log)
+
+    def read() -> LogHead:
+        return checked_head(place.read_whole(key, BUCKET_LOG_HEAD_BYTES_MAX), place.name, log)
+
     try:
-        data = place.read_whole(head_key(log), BUCKET_LOG_HEAD_BYTES_MAX)
+        return believed(place, [key], read, (BucketAnswerError, *OF_A_LIE))
     except AbsentError:
         return None
-    return checked_head(data, place.name, log)
 
 
 def checked_head(data: bytes, name: str, log: LogId) -> LogHead:
@@ -44,16 +51,15 @@ def read_segment(place: Readable, log: LogId, first: int, segment: Segment) -> l
 
     BucketAnswerError if it is gone, damaged, or something else; and other BucketErrors.
     """
-    try:
-        data = place.read_whole(segment_key(log, segment.digest), segment.size)
-        return decode_segment(data, first, segment)
-    except AbsentError:
-        raise wrong_answer(place.name, "lacks a segment of a log") from None
-    except LogFormatError as error:
-        raise wrong_answer(
-            place.name, f"has something else as a segment of a log: {error}"
-        ) from None
+    key = segment_key(log, segment.digest)
 
+    def read() -> list[bytes]:
+        try:
+            return decode_segment(place.read_whole(key, segment.size), first, segment)
+        except AbsentError:
+            raise wrong_answer(place.name, "lacks a segment of a log") from None
+        except LogFormatError as error:
+            what = f"has something else as a segment of a log: {error}"
+            raise wrong_answer(place.name, what) from None
 
-# What says that the owner did not sign what a bucket showed.
-OF_A_LIE = (HeadError, ProofError)
+    return believed(place, [key], read, (BucketAnswerError,))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from kachery_p2p.bucket.faults import AbsentError, wrong_answer
 from kachery_p2p.bucket.layout import tables_key, told_label, told_root
 from kachery_p2p.bucket.owner import check_encryption
-from kachery_p2p.bucket.reading import Meta, exactly
+from kachery_p2p.bucket.reading import Meta, Whose, exactly
 from kachery_p2p.bucket.urls import BucketUrl
 from kachery_p2p.bucket.web import Answer, Web
 from kachery_p2p.content.hashes import ContentHash, Root
@@ -66,6 +66,10 @@ class Mirror:
         if self.url.is_template:
             raise wrong_answer(self.name, "has no chunk hashes")
         return b"".join(self._read(f"{self.url.place}/{tables_key(root)}", start, end))
+
+    def disbelieve(self, keys: Collection[str]) -> Whose:
+        """As of `Readable`."""
+        return Whose.PLACE
 
     def read_whole(self, key: str, bytes_max: int) -> bytes:
         """All of a small object. Raises AbsentError, and BucketAnswerError if it is larger."""

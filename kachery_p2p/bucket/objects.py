@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from kachery_p2p.bucket.credentials import Credentials
 from kachery_p2p.bucket.faults import AbsentError, PresentError, explaining, missing, wrong_answer
 from kachery_p2p.bucket.layout import key_of, tables_key, told_label, told_root
 from kachery_p2p.bucket.owner import check_encryption
-from kachery_p2p.bucket.reading import Meta, exactly
+from kachery_p2p.bucket.reading import Meta, Whose, exactly
 from kachery_p2p.bucket.urls import AZURE, CLOUDS, FILE, GOOGLE, MEMORY, S3, BucketUrl
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.errors import BucketError, BucketSupportMissingError
@@ -105,6 +105,10 @@ class Objects:
     def read_tables(self, root: Root, start: int, end: int) -> bytes:
         """Bytes of the chunk hashes of a content with this root. Raises BucketErrors."""
         return b"".join(self.read_key(tables_key(root), start, end))
+
+    def disbelieve(self, keys: Collection[str]) -> Whose:
+        """As of `Readable`."""
+        return Whose.PLACE
 
     def head(self, key: str) -> tuple[int, Mapping[str, str]]:
         """(size, metadata) of an object. Raises AbsentError and BucketErrors."""

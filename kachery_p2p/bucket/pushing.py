@@ -15,8 +15,8 @@ from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.reading import Meta
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.content.manifests import page_count
-from kachery_p2p.errors import CorruptObjectError
-from kachery_p2p.limits import BUCKET_PART_BYTES, CHUNK_BYTES
+from kachery_p2p.errors import BucketAnswerError, CorruptObjectError
+from kachery_p2p.limits import BUCKET_PART_BYTES, BUCKET_SEEN_BYTES, CHUNK_BYTES
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.objects import Opened
 
@@ -88,6 +88,24 @@ def _check(bucket: Objects, found: Meta, opened: Opened) -> None:
         raise wrong_answer(
             bucket.name, f"has something with the root {found.root} as sha1://{here.content}"
         )
+
+
+def is_seen(bucket: Objects, opened: Opened) -> bool:
+    """True if the bucket has this content, as far as its size, its root and last bytes tell.
+
+    Blocks. Raises BucketErrors.
+    """
+    here = opened.root_object
+    found = bucket.look(here.content)
+    if found is None or not found.agrees(here.size, here.root):
+        return False
+    # What is said of it may be another's word; bytes are not made up.
+    start = max(here.size - BUCKET_SEEN_BYTES, 0)
+    try:
+        seen = b"".join(bucket.read(here.content, start, here.size))
+    except BucketAnswerError:
+        return False
+    return seen == os.pread(opened.descriptor, here.size - start, start)
 
 
 def _push_tables(bucket: Objects, blobs: BlobStore, opened: Opened) -> None:

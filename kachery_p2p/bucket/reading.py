@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple, Protocol, TypeVar
 
 from kachery_p2p.bucket.faults import wrong_answer
 from kachery_p2p.content.hashes import ContentHash, Root
+from kachery_p2p.errors import KacheryError
 
 
 class Meta(NamedTuple):
@@ -20,6 +22,18 @@ class Meta(NamedTuple):
     def agrees(self, size: int, root: Root) -> bool:
         """True if that may be the object of a content of this size and root."""
         return self.size == size and self.root in (None, root)
+
+
+class Whose(Enum):
+    """Whose word it was that turned out wrong."""
+
+    # That of the place itself.
+    PLACE = "place"
+    # That of members through whom it is read, who had all been wrong about it before.
+    MEMBERS = "members"
+    # That of members, one at least for the first time: others are asked first now, so it is worth
+    # another look.
+    NEW_MEMBERS = "new members"
 
 
 class Readable(Protocol):
@@ -47,6 +61,30 @@ class Readable(Protocol):
 
     def read_tables(self, root: Root, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of the chunk hashes of a content with this root."""
+
+    def disbelieve(self, keys: Collection[str]) -> Whose:
+        """What was said or handed over of these objects turned out wrong. Does not block."""
+
+
+Result = TypeVar("Result")
+
+
+def believed(
+    place: Readable,
+    keys: Collection[str],
+    read: Callable[[], Result],
+    wrong: tuple[type[KacheryError], ...],
+) -> Result:
+    """What `read` makes of these objects; again while it raises `wrong`, as long as that helps.
+
+    That is as long as somebody else is asked the next time.
+    """
+    while True:
+        try:
+            return read()
+        except wrong:
+            if place.disbelieve(keys) is not Whose.NEW_MEMBERS:
+                raise
 
 
 def exactly(pieces: Iterable[bytes], length: int, name: str) -> Iterator[bytes]:

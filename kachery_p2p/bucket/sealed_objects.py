@@ -10,10 +10,11 @@ AA are the first two digits of NAME. What lies there under other names is no par
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from kachery_p2p.bucket.objects import Listed, Objects
+from kachery_p2p.bucket.reading import Whose
 from kachery_p2p.bucket.rings import STORED
 from kachery_p2p.bucket.sealed_reading import Keys, SealedReading
 from kachery_p2p.bucket.sealing import BEGINNING_BYTES, SealedWriting, object_size
@@ -61,9 +62,13 @@ class SealedObjects(Objects):
         """Bytes `start` to `end` of what an object holds. Raises AbsentError and BucketErrors."""
         return self._reading.read(key, start, end)
 
+    def disbelieve(self, keys: Collection[str]) -> Whose:
+        """As of `Readable`."""
+        return self._plain.disbelieve([*filter(None, map(self._reading.forget, keys))])
+
     def read_whole(self, key: str, bytes_max: int) -> bytes:
         """As of `Objects`."""
-        path = self.keys.ring().stored_name(key)
+        path = self._reading.path(key)
         return self._reading.opened(key, self._plain.read_whole(path, object_size(bytes_max)))
 
     def read_versioned(self, key: str, bytes_max: int) -> tuple[bytes, str]:
@@ -71,7 +76,7 @@ class SealedObjects(Objects):
 
         What is damaged has nothing in it: so it can be replaced.
         """
-        path = self.keys.ring().stored_name(key)
+        path = self._reading.path(key)
         sealed, version = self._plain.read_versioned(path, object_size(bytes_max))
         try:
             return self._reading.opened(key, sealed), version

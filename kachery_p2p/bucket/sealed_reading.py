@@ -70,6 +70,8 @@ class SealedReading:
         self._beginning = beginning
         self._part = part
         self._known: OrderedDict[str, Beginning] = OrderedDict()
+        # What names were made with last.
+        self._ring: Ring | None = None
         self._lock = threading.Lock()
 
     def head(self, key: str) -> tuple[int, Mapping[str, str]]:
@@ -96,6 +98,17 @@ class SealedReading:
                     raise
         yield from self._opened(key, self._asked(key), start, end)
 
+    def forget(self, key: str) -> str | None:
+        """Look at the object anew the next time; under which name it was read. Does not block."""
+        with self._lock:
+            self._known.pop(key, None)
+        return None if self._ring is None else self._ring.stored_name(key)
+
+    def path(self, key: str) -> str:
+        """Under which name an object of that key is read."""
+        self._ring = self._keys.ring()
+        return self._ring.stored_name(key)
+
     def named(self, path: str) -> tuple[str, int] | None:
         """The key and the size of what lies under a name; None if the keys do not open it."""
         try:
@@ -117,7 +130,7 @@ class SealedReading:
 
     def _asked(self, key: str) -> Beginning:
         """What the object begins with now; remembered for the reads that follow."""
-        found = self._look(self._keys.ring().stored_name(key), key)
+        found = self._look(self.path(key), key)
         with self._lock:
             self._known[key] = found
             self._known.move_to_end(key)
@@ -152,7 +165,7 @@ class SealedReading:
         if start == end:
             return
         where = span(found.size, start, end)
-        path = self._keys.ring().stored_name(key)
+        path = self.path(key)
         first = NOTE_BYTES + where.offset
         number, skip, left = where.first_frame, where.skip, end - start
         buffer, sealed_left = bytearray(), where.length

@@ -4,14 +4,15 @@ The member tells what is said of an object, and lends a signature that lets one 
 read for a few minutes. Only the signature: where it leads is made here, from the bucket's
 own URL in this node's settings, so that no member can send this node to an address of its
 choosing. Of a store that has no such signatures the member hands on the bytes itself.
-Whatever comes is verified like that of any source.
+Whatever comes is verified like that of any source. What turns out wrong is the word of who said
+it, and not the bucket's: others are asked about that object first from then on.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
@@ -19,10 +20,11 @@ from kachery_p2p.bucket.credentials import Credentials
 from kachery_p2p.bucket.faults import wrong_answer
 from kachery_p2p.bucket.mirror import read_part
 from kachery_p2p.bucket.objects import Listed, Objects
-from kachery_p2p.bucket.reading import exactly
+from kachery_p2p.bucket.reading import Whose, exactly
 from kachery_p2p.bucket.urls import AZURE, GOOGLE, S3, BucketUrl
 from kachery_p2p.bucket.web import Web
 from kachery_p2p.errors import BucketReadOnlyError, BucketRefusedError
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     BUCKET_KNOWN_MAX,
     BUCKET_PROVIDER_S,
@@ -42,6 +44,8 @@ class Lent(NamedTuple):
     query: str
     # For so many seconds.
     valid_s: float
+    # Who says so.
+    by: NodeId
 
 
 class Lender(Protocol):
@@ -50,8 +54,17 @@ class Lender(Protocol):
     def look(self, key: str) -> Lent:
         """Raises AbsentError if there is no object of that key, and BucketErrors."""
 
-    def read(self, key: str, start: int, length: int) -> bytes:
-        """So many bytes of an object, BUCKET_RELAY_BYTES_MAX at most. Raises BucketErrors."""
+    def read(self, key: str, start: int, length: int) -> tuple[bytes, NodeId]:
+        """So many bytes of an object, BUCKET_RELAY_BYTES_MAX at most, and who handed them on.
+
+        Raises BucketErrors.
+        """
+
+    def disbelieve(self, key: str, node: NodeId) -> bool:
+        """What a member said of an object was wrong: others are asked about it before that one.
+
+        False if that was known. Does not block.
+        """
 
 
 class MemberObjects(Objects):
@@ -66,9 +79,13 @@ class MemberObjects(Objects):
         self._lender = lender
         self._own = own
         self._ask_until = 0.0
+        # True once bytes were handed on by a member: they are its word, not the bucket's.
+        self.relays = False
         # Signatures are for one host, so nobody can send us on to another.
         self._web = Web(self.name, redirects_max=0)
         self._lent: dict[str, tuple[float, Lent]] = {}
+        # Whose word anything was that is known of an object, or was handed on of it.
+        self._told: dict[str, set[NodeId]] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -120,6 +137,7 @@ class MemberObjects(Objects):
     def _read_lent(self, key: str, start: int, end: int) -> Iterator[bytes]:
         lent = self._known(key) or self._look(key)
         if not lent.query:
+            self.relays = True
             yield from exactly(self._relayed(key, start, end), end - start, self.name)
             return
         try:
@@ -139,7 +157,10 @@ class MemberObjects(Objects):
 
     def _relayed(self, key: str, start: int, end: int) -> Iterator[bytes]:
         for at in range(start, end, BUCKET_RELAY_BYTES_MAX):
-            yield self._lender.read(key, at, min(BUCKET_RELAY_BYTES_MAX, end - at))
+            data, by = self._lender.read(key, at, min(BUCKET_RELAY_BYTES_MAX, end - at))
+            with self._lock:
+                self._note(key, by)
+            yield data
 
     # --- what members have lent ----------------------------------------------------------------
 
@@ -150,7 +171,14 @@ class MemberObjects(Objects):
             if len(self._lent) >= BUCKET_KNOWN_MAX:
                 self._lent.clear()
             self._lent[key] = (until, lent)
+            self._note(key, lent.by)
         return lent
+
+    def _note(self, key: str, by: NodeId) -> None:
+        """By who has the lock."""
+        if len(self._told) >= BUCKET_KNOWN_MAX:
+            self._told.clear()
+        self._told.setdefault(key, set()).add(by)
 
     def _known(self, key: str) -> Lent | None:
         with self._lock:
@@ -160,6 +188,18 @@ class MemberObjects(Objects):
     def _forget(self, key: str) -> None:
         with self._lock:
             self._lent.pop(key, None)
+
+    def disbelieve(self, keys: Collection[str]) -> Whose:
+        """As of `Readable`."""
+        with self._lock:
+            told = {key: self._told.pop(key, set()) for key in keys}
+            for key in keys:
+                self._lent.pop(key, None)
+        wrong = [self._lender.disbelieve(key, by) for key in keys for by in told[key]]
+        if not wrong and self._usable() is not None:
+            # With what this node has itself nobody was asked.
+            return Whose.PLACE
+        return Whose.NEW_MEMBERS if any(wrong) else Whose.MEMBERS
 
     def _usable(self) -> Objects | None:
         return self._own if time.monotonic() >= self._ask_until else None

@@ -1,7 +1,8 @@
 """The way into a bucket for a node without its credentials: members that have them are asked.
 
 The queue is the same as for uploads of one's own, so a wish survives restarts, is repeated
-with the same patience, and is settled when a member says that the content is in the bucket.
+with the same patience, and is settled when a member says that the content is in the bucket
+and it is seen there: whoever believes that it is may delete the only other copy.
 """
 
 from __future__ import annotations
@@ -11,19 +12,32 @@ import time
 
 import trio
 
+from kachery_p2p.bucket.home import Home
+from kachery_p2p.bucket.objects import Objects
+from kachery_p2p.bucket.opening import open_places
+from kachery_p2p.bucket.pushing import is_seen
 from kachery_p2p.bucket.queue import MIRRORED, Upload, UploadQueue, place_of
-from kachery_p2p.bucket.urls import parse_bucket_url
+from kachery_p2p.bucket.through import MemberObjects
+from kachery_p2p.bucket.urls import BucketUrl, parse_bucket_url
 from kachery_p2p.channels.bucket_settings import BucketSettings
-from kachery_p2p.errors import BucketBusyError, BucketUnreachableError, KacheryError
+from kachery_p2p.errors import (
+    BucketBusyError,
+    BucketError,
+    BucketUnreachableError,
+    KacheryError,
+)
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     BUCKET_WISH_S_MIN,
     BUCKET_WISH_S_PER_MIB,
     BUCKET_WISH_WAIT_S_MAX,
+    BUCKET_WITNESSES_MAX,
     CHUNK_BYTES,
+    UPLOADS_AT_ONCE,
     UPLOADS_LOOK_S,
 )
 from kachery_p2p.node.parts import Parts
-from kachery_p2p.transfer.bucket_members import BucketMembers
+from kachery_p2p.transfer.bucket_members import BlockingMembers, BucketMembers
 from kachery_p2p.wire.bucket_messages import LEFT_OUT, THERE
 
 log = logging.getLogger(__name__)
@@ -46,6 +60,8 @@ class AskedUploads:
         self._parts = parts
         self._members = members
         self._queue = queue
+        # Threads of its own: a bucket that does not answer must not take those of the node.
+        self._looking = trio.CapacityLimiter(UPLOADS_AT_ONCE)
 
     def due(self, count_max: int) -> list[Upload]:
         """What may be asked for now."""
@@ -78,8 +94,16 @@ class AskedUploads:
 
     async def _ask(self, upload: Upload, size: int) -> bool:
         while True:
-            wish = await self._members.put(upload.content, upload.label, BUCKET_WISH_WAIT_S_MAX)
+            # Who says that it tries for ever is not the only one who is asked.
+            wish, by = await self._members.put(
+                upload.content, upload.label, BUCKET_WISH_WAIT_S_MAX, upload.tries
+            )
             if wish.state == THERE:
+                if not await self._is_seen(upload, by):
+                    if self._members.disbelieve(upload.content, by):
+                        continue  # another may have put it there, or do so
+                    await self._failed(upload, "it is not there, as a member said it was", 0.0)
+                    return False
                 await trio.to_thread.run_sync(self._queue.done, upload, size)
                 return True
             if wish.state == LEFT_OUT:
@@ -92,6 +116,56 @@ class AskedUploads:
                 return False
             # Members answer late when there is nothing new; one that does not is asked no faster.
             await trio.sleep(UPLOADS_LOOK_S)
+
+    async def _is_seen(self, upload: Upload, by: NodeId) -> bool:
+        """True if the content is in the bucket, where `by` says that it is. Raises BucketErrors.
+
+        Other members are asked for a look at it. `by` itself shows it if what it lends leads to
+        the bucket; what it hands on itself counts if nobody else can be asked.
+        """
+        if not self._members.may_look():
+            # A node that may only put things there has no way to see any of them.
+            return True
+        others = [node for node in await self._members.readers() if node != by]
+        failure: BucketError | None = None
+        is_denied = False
+        for node in [*others[:BUCKET_WITNESSES_MAX], by]:
+            try:
+                is_there, is_relayed = await self._looked(upload, node)
+            except BucketError as error:
+                failure = error
+                continue
+            # It may hand on what it has itself, and was not put there.
+            if is_there and not (is_denied and is_relayed):
+                return True
+            is_denied = True
+        if failure is not None and not is_denied:
+            raise failure
+        return False
+
+    async def _looked(self, upload: Upload, node: NodeId) -> tuple[bool, bool]:
+        """(whether it is there, whether that is the word of the member `node`). BucketErrors."""
+        token = trio.lowlevel.current_trio_token()
+        lent: list[MemberObjects] = []
+
+        def through(url: BucketUrl, own: Objects | None) -> Objects:
+            lent.append(MemberObjects(url, BlockingMembers(self._members, token, node), own))
+            return lent[0]
+
+        def look() -> bool:
+            home = Home(self._parts.config.config_dir, self._parts.channel_name(self._channel_id))
+            bucket = open_places(self.settings, through=through, home=home)[0]
+            assert isinstance(bucket, Objects), "nothing is put into a mirror"
+            try:
+                with self._parts.blobs.open_verified(upload.content) as opened:
+                    return is_seen(bucket, opened)
+            finally:
+                bucket.close()
+
+        is_there = await trio.to_thread.run_sync(
+            look, abandon_on_cancel=True, limiter=self._looking
+        )
+        return is_there, lent[0].relays
 
     async def _failed(self, upload: Upload, said: str, rest_s: float) -> None:
         log.info("sha1://%s was not put there: %s", upload.content, said)

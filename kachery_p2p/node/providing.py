@@ -8,15 +8,16 @@ the channel can be named.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
 
 from kachery_p2p.bucket.faults import AbsentError
-from kachery_p2p.bucket.layout import MARKER
 from kachery_p2p.bucket.objects import Objects
+from kachery_p2p.bucket.owner import owner_of
 from kachery_p2p.bucket.uploads import Uploads
 from kachery_p2p.channels.permissions import PROVIDE, READ
 from kachery_p2p.content.hashes import ContentHash
@@ -44,6 +45,9 @@ from kachery_p2p.node.wishes import Wanted, Wishes
 from kachery_p2p.wire.bucket_messages import query as check_query
 from kachery_p2p.wire.message_fields import WrongValueError
 
+# What is said to who asks.
+Fault = Callable[[], PeerError]
+
 
 class Providing:
     """What this node does for others with the buckets of its channels."""
@@ -55,8 +59,9 @@ class Providing:
         self._bucketing = bucketing
         self._mirroring = mirroring
         self._wishes = wishes
-        # Whether each bucket was open to this node, by channel, and until when that is believed.
-        self._usable: dict[str, tuple[float, Objects, bool]] = {}
+        # What kept this node from using each bucket, if anything, by channel; and until when that
+        # is believed.
+        self._judged: dict[str, tuple[float, Objects, Fault | None]] = {}
         self._asked: dict[NodeId, TokenBucket] = {}
         self._reading: Counter[NodeId] = Counter()
         self._readers = trio.CapacityLimiter(BUCKET_RELAYS_MAX)
@@ -73,7 +78,7 @@ class Providing:
         if not (may_read or may_share):
             raise _refusal()
         self._count(session)
-        is_usable = await self._is_usable(channel, self._bucket(body))
+        is_usable = await self._fault(channel, self._bucket(body)) is None
         puts = may_share and self._uploads(channel) is not None
         return {"puts": is_usable and puts, "reads": is_usable and may_read}
 
@@ -92,8 +97,7 @@ class Providing:
         return wish._asdict()
 
     async def _look(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        bucket = self._readable(session, body)
-        self._count(session)
+        bucket = await self._opened(session, body)
         key = body["key"]
 
         def look() -> tuple[int, Mapping[str, str], str]:
@@ -111,8 +115,7 @@ class Providing:
         }
 
     async def _read(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        bucket = self._readable(session, body)
-        self._count(session)
+        bucket = await self._opened(session, body)
         if self._reading[session.peer] >= BUCKET_RELAYS_PER_PEER_MAX:
             raise PeerBusyError("reads enough for this node")
         start, end = body["start"], body["start"] + body["length"]
@@ -130,6 +133,15 @@ class Providing:
         return {"data": data}
 
     # --- who may, and with what -----------------------------------------------------------------
+
+    async def _opened(self, session: Session, body: dict[str, Any]) -> Objects:
+        """What may be read for a member now, which is counted."""
+        bucket = self._readable(session, body)
+        self._count(session)
+        fault = await self._fault(body["channel"], bucket)
+        if fault is not None:
+            raise fault()
+        return bucket
 
     def _readable(self, session: Session, body: dict[str, Any]) -> Objects:
         if not session.may(body["channel"], READ):
@@ -151,20 +163,22 @@ class Providing:
         uploads = self._mirroring.own_uploads(channel)
         return None if uploads is None or uploads.is_refused else uploads
 
-    async def _is_usable(self, channel: str, bucket: Objects) -> bool:
-        """True if the server opens it to this node; asked seldom."""
-        until, known, answer = self._usable.get(channel, (0.0, bucket, False))
+    async def _fault(self, channel: str, bucket: Objects) -> Fault | None:
+        """What keeps this node from using it for the channel's members; asked seldom.
+
+        Its server may not open it, or the prefix in the settings may be another channel's.
+        """
+        until, known, fault = self._judged.get(channel, (0.0, bucket, None))
         if known is bucket and trio.current_time() < until:
-            return answer
+            return fault
+        fault = None
         try:
-            await self._in_thread(lambda: bucket.head(MARKER))
-            answer = True
-        except Refused:
-            answer = True  # there is no marker yet, and the server says so
-        except PeerError:
-            answer = False
-        self._usable[channel] = (trio.current_time() + BUCKET_PROVIDER_S, bucket, answer)
-        return answer
+            if await self._in_thread(lambda: owner_of(bucket)) not in (None, channel):
+                fault = _refusal
+        except PeerError as error:
+            fault = functools.partial(type(error), str(error))
+        self._judged[channel] = (trio.current_time() + BUCKET_PROVIDER_S, bucket, fault)
+        return fault
 
     async def _in_thread(self, work: Any) -> Any:
         """What a blocking call on a bucket answers; its faults as those of this node."""

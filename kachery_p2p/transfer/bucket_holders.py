@@ -71,7 +71,8 @@ class HoldersAndBuckets(Holders):
             nursery.start_soon(self._buckets.look, content, Only(channel, node), kept)
             claims = await super().ask(content, channel, wanted, node)
         known = {claim.source.node for claim in claims}
-        return claims + [claim for claim in self._claims(kept) if claim.source.node not in known]
+        told = self._claims(content, kept)
+        return claims + [claim for claim in told if claim.source.node not in known]
 
     async def _ask_members(
         self, content: ContentHash, only: Only, wanted: Callable[[Claim], bool]
@@ -85,12 +86,14 @@ class HoldersAndBuckets(Holders):
             if any(map(wanted, said.claims)):
                 nursery.cancel_scope.cancel()
         kept = kept or self._buckets.known(content, only)
-        return said._replace(claims=said.claims + self._claims(kept))
+        return said._replace(claims=said.claims + self._claims(content, kept))
 
-    def _claims(self, kept: list[Kept]) -> list[Claim]:
+    def _claims(self, content: ContentHash, kept: list[Kept]) -> list[Claim]:
         """What buckets tell that can be verified piece by piece."""
         return [
-            Claim(BucketSource(one, self._buckets), one.meta.size, one.meta.root, pinned=True)
+            Claim(
+                BucketSource(one, content, self._buckets), one.meta.size, one.meta.root, pinned=True
+            )
             for one in kept
             # As much as that size asks for is read of its chunk hashes, into memory.
             if one.meta.root is not None and one.meta.size <= CONTENT_BYTES_MAX

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from kachery_p2p.bucket.layout import page_span, root_object_span
-from kachery_p2p.bucket.reading import Readable
+from kachery_p2p.bucket.layout import key_of, page_span, root_object_span, tables_key
+from kachery_p2p.bucket.reading import Readable, Whose
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import RootObject, chunk_count, chunk_length, page_count
 from kachery_p2p.errors import (
     BucketAnswerError,
     BucketBusyError,
     BucketError,
+    KacheryError,
     PeerBusyError,
     PeerError,
     PeerGoneError,
@@ -49,11 +50,15 @@ from kachery_p2p.wire.bulk_messages import BulkRange
 class BucketSource:
     """One bucket, for one content of which it told a root."""
 
-    def __init__(self, kept: Kept, buckets: Buckets) -> None:
+    def __init__(self, kept: Kept, content: ContentHash, buckets: Buckets) -> None:
         self._place = kept.place
         self._channel = kept.channel
         self._size = kept.meta.size
+        self._root = kept.meta.root
+        self._content = content
         self._buckets = buckets
+        # What `disbelieve` has answered.
+        self._whose: Whose | None = None
 
     @property
     def name(self) -> str:
@@ -67,9 +72,23 @@ class BucketSource:
     def channel(self) -> str:
         return self._channel
 
+    @property
+    def size(self) -> int:
+        return self._size
+
     async def root_object(self, content: ContentHash, root: Root) -> bytes:
         start, end = root_object_span(self._size)
         return await self._tables(content, root, start, end)
+
+    def disbelieve(self) -> Whose:
+        """As of `LentSource`. What is noticed later is about what was handed over before."""
+        if self._whose is None:
+            keys = [key_of(self._content)]
+            if self._root is not None:
+                keys.append(tables_key(self._root))
+            self._buckets.forget(self._place, self._content)
+            self._whose = self._place.disbelieve(keys)
+        return self._whose
 
     def check_told(self, found: RootObject) -> None:
         """Pass if that is the size by which it is read. Raises VerificationError."""
@@ -85,7 +104,7 @@ class BucketSource:
 
     async def bulk(self) -> Ranged:
         """What reads it by threads: there is no other way."""
-        return _Reads(self._place, self._size, self._buckets)
+        return _Reads(self, self._place, self._size, self._buckets)
 
     async def pull(
         self,
@@ -104,8 +123,16 @@ class BucketSource:
         except trio.TooSlowError:
             raise PeerTimeoutError("did not answer in time") from None
         except BucketError as error:
-            self._buckets.forget(self._place, content)
-            raise as_peer_error(error) from None
+            raise self.failure(error) from None
+
+    def failure(self, error: BucketError) -> KacheryError:
+        """A fault of the bucket, or of whoever was asked about it, as that of any source."""
+        self._buckets.forget(self._place, self._content)
+        is_busy = isinstance(error, BucketBusyError)
+        if not is_busy and self.disbelieve() is Whose.NEW_MEMBERS:
+            # A size that was made up makes reading fail, whoever reads: others may say another.
+            return VerificationError(str(error))
+        return as_peer_error(error)
 
 
 def _wrong_size(size: int) -> VerificationError:
@@ -128,7 +155,8 @@ class _Reads:
     # No fault of a bucket ends it for good: the next range is another request.
     error: PeerError | None = None
 
-    def __init__(self, place: Readable, size: int, buckets: Buckets) -> None:
+    def __init__(self, source: BucketSource, place: Readable, size: int, buckets: Buckets) -> None:
+        self._source = source
         self._place = place
         self._size = size
         self._buckets = buckets
@@ -159,8 +187,7 @@ class _Reads:
                     await self._buckets.run(reading.read)
                     nursery.cancel_scope.cancel()
         except BucketError as error:
-            self._buckets.forget(self._place, content)
-            raise as_peer_error(error) from None
+            raise self._source.failure(error) from None
         finally:
             self._nearness.ended(reading.pace)
             with trio.CancelScope(shield=True):

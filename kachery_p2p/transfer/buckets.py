@@ -56,22 +56,25 @@ class Buckets:
         """`refresh` is called before each load, to `put` what is new."""
         self._refresh = refresh
         self._places: dict[str, tuple[Readable, ...]] = {}
-        self._states: dict[str, _State] = {}
+        # Each place by itself: two channels may have one bucket, and read it through others.
+        self._states: dict[Readable, _State] = {}
         # What each said of a content, and until when that is believed.
-        self._known: dict[tuple[str, ContentHash], tuple[float, Meta | None]] = {}
+        self._known: dict[tuple[Readable, ContentHash], tuple[float, Meta | None]] = {}
         self._threads = trio.CapacityLimiter(BUCKET_THREADS_MAX)
 
     def put(self, places: Mapping[str, Sequence[Readable]]) -> None:
         """These are the buckets from now on, by channel id."""
-        self._places = {channel: tuple(some) for channel, some in places.items() if some}
-        nodes = {place.node for some in self._places.values() for place in some}
         # What only the settings kept from working is tried at once.
         known = {
-            node: state
-            for node, state in self._states.items()
-            if not isinstance(state.problem, BucketEncryptionError)
+            (channel, place.node): self._states[place]
+            for place, channel in self.of_channels()
+            if not isinstance(self._states[place].problem, BucketEncryptionError)
         }
-        self._states = {node: known.get(node, _State()) for node in nodes}
+        self._places = {channel: tuple(some) for channel, some in places.items() if some}
+        self._states = {
+            place: known.get((channel, place.node), _State())
+            for place, channel in self.of_channels()
+        }
         self._known.clear()
 
     async def be_current(self) -> None:
@@ -137,34 +140,34 @@ class Buckets:
 
     def _remembered(self, place: Readable, content: ContentHash) -> Meta | bool | None:
         """What it said; False if it said nothing lately."""
-        until, meta = self._known.get((place.node, content), (0.0, None))
+        until, meta = self._known.get((place, content), (0.0, None))
         return meta if trio.current_time() < until else False
 
     def _remember(self, place: Readable, content: ContentHash, meta: Meta | None) -> None:
         if len(self._known) >= BUCKET_KNOWN_MAX:
             self._known.clear()
         believed_s = BUCKET_NOT_FOUND_S if meta is None else BUCKET_FOUND_S
-        self._known[place.node, content] = (trio.current_time() + believed_s, meta)
+        self._known[place, content] = (trio.current_time() + believed_s, meta)
 
     def forget(self, place: Readable, content: ContentHash) -> None:
         """What it said of a content turned out to be wrong."""
-        self._known.pop((place.node, content), None)
+        self._known.pop((place, content), None)
 
     # --- how they are -------------------------------------------------------------------------
 
     def rests(self, place: Readable) -> bool:
         """True while it is left alone, because it failed."""
-        state = self._states.get(place.node)
+        state = self._states.get(place)
         return state is not None and trio.current_time() < state.rest_until
 
     def worked(self, place: Readable) -> None:
         """It answered."""
-        if (state := self._states.get(place.node)) is not None:
+        if (state := self._states.get(place)) is not None:
             state.failures, state.problem, state.rest_until = 0, None, 0.0
 
     def failed(self, place: Readable, error: KacheryError) -> None:
         """It did not: it is asked again later."""
-        state = self._states.get(place.node)
+        state = self._states.get(place)
         if state is None:
             return
         if state.problem is None:
@@ -181,7 +184,7 @@ class Buckets:
         found = {}
         for some in self._places.values():
             for place in some:
-                error = self._states[place.node].problem
+                error = self._states[place].problem
                 if error is not None:
                     hint = f" ({error.hint})" if error.hint else ""
                     found[place.name] = f"bucket: {error}{hint}"

@@ -27,12 +27,12 @@ class Transfer:
         # The one node it may use; None = anybody in the channel.
         self.node = node
         self.listeners = Listeners()
-        # All who claim that the content has this root, by node id: name, and `pinned`.
-        self.claimants: dict[str, tuple[str, bool]] = {}
+        # All who claim that the content has this root, by node id.
+        self.claimants: dict[str, Claim] = {}
         self.vouch(claims)
 
     def vouch(self, claims: list[Claim]) -> list[Source]:
-        self.claimants.update({c.source.node: (c.source.name, c.pinned) for c in claims})
+        self.claimants.update({claim.source.node: claim for claim in claims})
         return [claim.source for claim in claims]
 
     def told(self) -> None:

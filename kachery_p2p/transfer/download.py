@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import trio
 
+from kachery_p2p.bucket.reading import Whose
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.errors import (
     AllProvidersFailedError,
@@ -44,7 +45,7 @@ from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.partial_serving import Offers, PassingOn
 from kachery_p2p.transfer.progress import Snapshot, Tell
 from kachery_p2p.transfer.small import is_small
-from kachery_p2p.transfer.sources import Claim, Holders, Source
+from kachery_p2p.transfer.sources import Claim, Holders, LentSource, Source
 from kachery_p2p.transfer.suppliers import Suppliers
 from kachery_p2p.transfer.whole import Wholes
 
@@ -240,8 +241,12 @@ class Downloads:
         """Root and SHA-1 do not agree, and nothing but their word said that they would."""
         call.wrong_roots.add(transfer.fetch.root)
         call.lost += transfer.fetch.progress.received
-        for node, (name, pinned) in transfer.claimants.items():
-            what = "vouched for bytes that do not have this hash"
+        for node, claim in transfer.claimants.items():
+            source, pinned = claim.source, claim.pinned
+            name, what = source.name, "vouched for bytes that do not have this hash"
+            if isinstance(source, LentSource) and source.disbelieve() is not Whose.PLACE:
+                call.failures.append(f"{name}: was misled about its bytes")
+                continue
             if pinned:
                 log.warning("node %s vouched for wrong bytes of %s", node, call.content)
                 self._drop(node, name, transfer.channel, call.content, what)

@@ -35,7 +35,7 @@ from kachery_p2p.transfer.progress import (
 )
 from kachery_p2p.transfer.pulling import Pulling
 from kachery_p2p.transfer.schedule import ChunkSchedule
-from kachery_p2p.transfer.small import fetch_small
+from kachery_p2p.transfer.small import comes_whole, fetch_small
 from kachery_p2p.transfer.sources import Source
 from kachery_p2p.transfer.suppliers import FAULTS, Suppliers
 from kachery_p2p.transfer.verdicts import adopt, ask_root_object
@@ -224,7 +224,7 @@ class Fetch:
         if self._object is None:
             self._at_work(source)
             try:
-                if self._is_small:
+                if comes_whole(source, self._is_small):
                     await self._take_small(source)
                     return None
                 await self._begin(source)

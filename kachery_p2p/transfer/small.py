@@ -15,13 +15,21 @@ from kachery_p2p.limits import CHUNK_BYTES
 from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.transfer.assembly import Piece
 from kachery_p2p.transfer.ranged import Ranged
-from kachery_p2p.transfer.sources import Source
+from kachery_p2p.transfer.sources import LentSource, Source
 from kachery_p2p.wire.bulk_messages import BulkRange
 
 
 def is_small(size: int) -> bool:
     """True for what `fetch_small` can bring, if `size` is right."""
     return 0 < size <= CHUNK_BYTES
+
+
+def comes_whole(source: Source, is_said_small: bool) -> bool:
+    """True if `fetch_small` is to be tried with this source.
+
+    Of what is small a bucket has nothing but the content itself, whatever others say.
+    """
+    return is_small(source.size) if isinstance(source, LentSource) else is_said_small
 
 
 async def fetch_small(source: Source, content: ContentHash, root: Root) -> tuple[bytes, Manifest]:

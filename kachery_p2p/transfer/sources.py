@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import trio
 
+from kachery_p2p.bucket.reading import Whose
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import RootObject
 from kachery_p2p.errors import PeerError, PeerGoneError, PeerTimeoutError
@@ -92,6 +93,18 @@ class SizedSource(Source, Protocol):
 
     def check_told(self, found: RootObject) -> None:
         """Pass if it told the truth. Raises VerificationError."""
+
+
+@runtime_checkable
+class LentSource(Source, Protocol):
+    """A source that may hand over what somebody else says: a bucket."""
+
+    @property
+    def size(self) -> int:
+        """How large the content is said to be."""
+
+    def disbelieve(self) -> Whose:
+        """What it handed over is wrong. NEW_MEMBERS: found anew it may do better."""
 
 
 class Claim(NamedTuple):

@@ -1,10 +1,10 @@
 """Which source a transfer uses next: who failed, who lied, and how long to wait for the others.
 
 A source that lies (wrong bytes, broken protocol) is not used again for this blob, and told
-to `lied`, which drops it for the channel. One that goes away, stalls or refuses is put
-behind those that did not, and rested; so is one that is loading the blob itself and has
-nothing that is missing here. When none is left, whoever went away has SOURCE_RETURN_S_MAX
-from the last progress to return.
+to `lied`, which drops it for the channel; one that handed on another's lie is looked for
+anew. One that goes away, stalls or refuses is put behind those that did not, and rested; so
+is one that is loading the blob itself and has nothing that is missing here. When none is
+left, whoever went away has SOURCE_RETURN_S_MAX from the last progress to return.
 
 Blame goes by node id: a peer chooses its own label.
 """
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import trio
 
+from kachery_p2p.bucket.reading import Whose
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import (
     AllProvidersFailedError,
@@ -34,7 +35,7 @@ from kachery_p2p.limits import (
     SOURCES_LOOK_S,
     SOURCES_LOOK_S_MIN,
 )
-from kachery_p2p.transfer.sources import PartialSource, Source
+from kachery_p2p.transfer.sources import LentSource, PartialSource, Source
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ FindSources = Callable[[Collection[str]], Awaitable[Sequence[Source]]]
 WaitForSources = Callable[[float], Awaitable[None]]
 # Told who lied, and how, once for each.
 ToldLie = Callable[[Source, str], None]
+
+
+def _whose(source: Source) -> Whose:
+    """Whose word it is that `source` has handed over, and that is wrong."""
+    return source.disbelieve() if isinstance(source, LentSource) else Whose.PLACE
 
 
 class Fault(NamedTuple):
@@ -88,6 +94,7 @@ class Suppliers:
         # The latest fault comes last.
         self._faults: dict[str, Fault] = {}
         self._failed_since: float | None = None
+        self._was_told_wrong = False
 
     async def next(self) -> Source:
         """The source that failed least recently, if at all.
@@ -116,6 +123,10 @@ class Suppliers:
 
     def failed(self, source: Source, error: KacheryError) -> None:
         """A transfer from `source` ended with one of FAULTS."""
+        if isinstance(error, LIES) and _whose(source) is Whose.NEW_MEMBERS:
+            # It is no fault of the source, which is found anew.
+            self._forget(source, str(error))
+            return
         now = trio.current_time()
         self._faults.pop(source.node, None)
         self._faults[source.node] = Fault(source.name, str(error), now)
@@ -138,11 +149,27 @@ class Suppliers:
         """
         if source.node in self.liars:
             return
+        whose = _whose(source)
+        if whose is Whose.NEW_MEMBERS:
+            self._forget(source, what)
+            return
         self.liars.add(source.node)
         log.warning(
             "source %s (node %s) lied about %s: %s", source.name, source.node, self._content, what
         )
-        self._told_lie(source, what)
+        if whose is Whose.PLACE:
+            self._told_lie(source, what)
+
+    def _forget(self, source: Source, what: str) -> None:
+        """The source has handed on what somebody else said, who is asked last from now on.
+
+        Others may say something else of the content: if they have nothing for this transfer there
+        is no more to wait for.
+        """
+        self._was_told_wrong, self._patient = True, False
+        log.warning("source %s was told wrong about %s: %s", source.name, self._content, what)
+        if self._pool.get(source.node) is source:
+            del self._pool[source.node]
 
     @property
     def has_parts(self) -> bool:
@@ -204,7 +231,7 @@ class Suppliers:
 
     def _patience_s(self) -> float:
         """How much longer sources are waited for, counted from the first fault since progress."""
-        if not self._patient and self._faults:
+        if not self._patient and (self._faults or self._was_told_wrong):
             return 0.0
         if self._failed_since is None:
             self._failed_since = trio.current_time()

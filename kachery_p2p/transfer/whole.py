@@ -13,10 +13,13 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
-from kachery_p2p.bucket.reading import Readable
+from kachery_p2p.bucket.faults import wrong_answer
+from kachery_p2p.bucket.layout import key_of
+from kachery_p2p.bucket.reading import Readable, Whose
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import CONTENT_BYTES_MAX
 from kachery_p2p.errors import (
+    BucketBusyError,
     BucketError,
     BucketUnreachableError,
     KacheryError,
@@ -69,25 +72,39 @@ class Wholes:
         return None
 
     async def _bring(self, content: ContentHash, only: Only, tell: Tell) -> str | None:
-        kept: list[Kept] = []
-        await self._buckets.look(content, only, kept)
-        failures = []
-        for one in kept:
-            try:
-                await self._load(one, content, tell)
-                await self._stored(content, one.channel)
-                return None
-            except StoreError:
-                raise
-            except KacheryError as error:
-                self._buckets.forget(one.place, content)
-                if isinstance(error, VerificationError):
-                    told = f"{one.place.name}: has other bytes under this name"
-                else:
-                    self._buckets.failed(one.place, error)
-                    told = str(error)
-                failures.append(told)
+        failures: list[str] = []
+        is_again = True
+        while is_again:
+            kept: list[Kept] = []
+            await self._buckets.look(content, only, kept)
+            is_again, failures = False, []
+            for one in kept:
+                try:
+                    await self._load(one, content, tell)
+                    await self._stored(content, one.channel)
+                    return None
+                except StoreError:
+                    raise
+                except KacheryError as error:
+                    is_misled = self._is_misled(one, content, error)
+                    is_again |= is_misled
+                    failures.append(self._noted(one, error, is_misled))
         return "; ".join([*failures, *self._silent(only)])
+
+    def _is_misled(self, one: Kept, content: ContentHash, error: KacheryError) -> bool:
+        """True if the bucket was read through a member, who told it wrong: another may be asked."""
+        self._buckets.forget(one.place, content)
+        # A size that was made up makes reading fail, whoever reads: others may say another.
+        is_busy = isinstance(error, BucketBusyError)
+        return not is_busy and one.place.disbelieve([key_of(content)]) is Whose.NEW_MEMBERS
+
+    def _noted(self, one: Kept, error: KacheryError, is_misled: bool) -> str:
+        """What is wrong with the bucket, for people to read."""
+        if isinstance(error, VerificationError):
+            return f"{one.place.name}: has other bytes under this name"
+        if not is_misled:
+            self._buckets.failed(one.place, error)
+        return str(error)
 
     def _silent(self, only: Only) -> list[str]:
         problems = self._buckets.problems()
@@ -96,7 +113,7 @@ class Wholes:
     async def _load(self, one: Kept, content: ContentHash, tell: Tell) -> None:
         place, channel, meta = one
         if meta.size > CONTENT_BYTES_MAX:
-            raise BucketError(f"{place.name} says that it has {meta.size} bytes")
+            raise wrong_answer(place.name, f"says that it has {meta.size} bytes")
         progress = TransferProgress()
         progress.size = meta.size
         progress.entered(FETCHING)

@@ -28,6 +28,7 @@ from kachery_p2p.errors import (
     BucketReadOnlyError,
     BucketUrlError,
 )
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.index import Index
 from tests.bucket.faulty import Faulty
@@ -45,6 +46,8 @@ from tests.bucket.sealed_parts import (
     raw,
     read,
 )
+
+MEMBER = NodeId("ab" * 32)
 
 
 @pytest.fixture
@@ -113,10 +116,13 @@ class Relay:
 
     def look(self, key: str) -> Lent:
         size, attributes = self._plain.head(key)
-        return Lent(size, attributes, "", 60.0)
+        return Lent(size, attributes, "", 60.0, MEMBER)
 
-    def read(self, key: str, start: int, length: int) -> bytes:
-        return b"".join(self._plain.read_key(key, start, start + length))
+    def read(self, key: str, start: int, length: int) -> tuple[bytes, NodeId]:
+        return b"".join(self._plain.read_key(key, start, start + length)), MEMBER
+
+    def disbelieve(self, key: str, node: NodeId) -> bool:
+        raise AssertionError("nothing was wrong")
 
 
 def test_what_a_member_lends_is_opened_by_who_has_the_keys(bucket: SealedObjects) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import obstore
 import pytest
@@ -13,14 +14,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from kachery_p2p.bucket.credentials import Credentials
 from kachery_p2p.bucket.faults import AbsentError
+from kachery_p2p.bucket.log_book import LogBook
+from kachery_p2p.bucket.log_layout import head_key, segment_key
 from kachery_p2p.bucket.objects import Objects
+from kachery_p2p.bucket.sealed_objects import SealedObjects
 from kachery_p2p.bucket.through import Lent, MemberObjects, address_of
 from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.errors import BucketAnswerError, BucketReadOnlyError, BucketUnreachableError
+from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import BUCKET_RELAY_BYTES_MAX
 from kachery_p2p.wire.bucket_messages import query
+from tests.bucket.log_parts import LOG, Owner, all_of, entries, head_of, mirror
+from tests.bucket.sealed_parts import keys
 
+MEMBER = NodeId("ab" * 32)
 KEYS = {"access_key_id": "AK", "secret_access_key": "SECRET"}
 
 
@@ -75,15 +83,20 @@ class Reading:
         self.data = data
         self.size = len(data) if size is None else size
         self.asked: list[int] = []
+        self.wrong: set[tuple[str, NodeId]] = set()
 
     def look(self, key: str) -> Lent:
         if not self.data:
             raise AbsentError
-        return Lent(self.size, {"root": "ab" * 32}, "", 300)
+        return Lent(self.size, {"root": "ab" * 32}, "", 300, MEMBER)
 
-    def read(self, key: str, start: int, length: int) -> bytes:
+    def read(self, key: str, start: int, length: int) -> tuple[bytes, NodeId]:
         self.asked.append(length)
-        return self.data[start : start + length]
+        return self.data[start : start + length], MEMBER
+
+    def disbelieve(self, key: str, node: NodeId) -> bool:
+        known, self.wrong = (key, node) in self.wrong, self.wrong | {(key, node)}
+        return not known
 
 
 def through(member: Reading) -> MemberObjects:
@@ -105,11 +118,64 @@ def test_a_member_that_sends_too_little_or_too_much_is_wrong() -> None:
     with pytest.raises(BucketAnswerError):
         list(through(Reading(b"abc")).read_key("sha1/x", 0, 4))
     member = Reading(b"abc")
-    member.read = lambda key, start, length: b"x" * (length + 1)  # type: ignore[method-assign]
+    member.read = lambda key, start, length: (b"x" * (length + 1), MEMBER)  # type: ignore[method-assign]
     with pytest.raises(BucketAnswerError):
         list(through(member).read_key("sha1/x", 0, 3))
     with pytest.raises(BucketAnswerError):
         through(Reading(b"abc")).read_whole("sha1/x", 2)
+
+
+class Lenders:
+    """Two members, of whom the one who was wrong about an object is asked last."""
+
+    def __init__(self, *places: Objects) -> None:
+        self._places = {NodeId(f"{n:02x}" * 32): place for n, place in enumerate(places)}
+        self.wrong: list[tuple[str, NodeId]] = []
+
+    def _first(self, key: str) -> tuple[NodeId, Objects]:
+        return min(self._places.items(), key=lambda one: self.wrong.count((key, one[0])))
+
+    def look(self, key: str) -> Lent:
+        node, place = self._first(key)
+        size, attributes = place.head(key)
+        return Lent(size, attributes, "", 300, node)
+
+    def read(self, key: str, start: int, length: int) -> tuple[bytes, NodeId]:
+        node, place = self._first(key)
+        return b"".join(place.read_key(key, start, start + length)), node
+
+    def disbelieve(self, key: str, node: NodeId) -> bool:
+        self.wrong.append((key, node))
+        return self.wrong.count((key, node)) == 1
+
+
+@pytest.mark.parametrize("what", ["head", "segment"])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_log_that_one_member_hands_on_wrong_is_read_through_another(
+    what: str, sealed: bool, book: LogBook
+) -> None:
+    wrong, right = (Objects(parse_bucket_url(f"memory:{uuid4()}"), Credentials({})) for _ in "ab")
+    url = parse_bucket_url("file:///not/here")
+    lenders = Lenders(wrong, right)
+    through = MemberObjects(url, lenders)
+    opened: list[Objects] = [right, wrong, through]
+    if sealed:
+        opened = [SealedObjects(place, keys()) for place in opened]
+    owner = Owner().grow(entries(30))
+    mirror(opened[0], book).put(owner.copy())
+    for one in right.list():
+        wrong.put(one.key, right.read_whole(one.key, one.size))
+    (segment,) = head_of(opened[0]).segments
+    key = {"head": head_key(LOG), "segment": segment_key(LOG, segment.digest)}[what]
+    data = opened[1].read_whole(key, 1 << 20)
+    opened[1].put(key, data[:-1] + bytes([data[-1] ^ 1]))
+    assert all_of(opened[2]) == owner.entries
+    assert len(lenders.wrong) == 1
+    # Nobody has another: that is an error, and not asked for ever.
+    opened[0].put(key, b"junk")
+    opened[1].put(key, b"junk")
+    with pytest.raises(BucketAnswerError):
+        all_of(opened[2])
 
 
 def test_what_no_member_has_is_absent() -> None:

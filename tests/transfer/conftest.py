@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -84,23 +84,35 @@ def virtual_clock(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) ->
     """Time passes when every task waits for it, and stands still while a thread is at work.
 
     (trio's own autojump takes a task that waits for a thread for idle, and would let
-    deadlines pass in the microseconds that a disk needs.)
+    deadlines pass in the microseconds that a disk needs.) One that waits for the loop is not.
     """
     at_work = 0
-    in_thread = trio.to_thread.run_sync
+    in_thread, from_thread = trio.to_thread.run_sync, trio.from_thread.run
+
+    def note(change: int) -> None:
+        nonlocal at_work
+        at_work += change
+        autojump_clock.autojump_threshold = math.inf if at_work else 0
 
     async def run_sync(*args: Any, **options: Any) -> Any:
-        nonlocal at_work
-        at_work += 1
-        autojump_clock.autojump_threshold = math.inf
+        note(+1)
         try:
             return await in_thread(*args, **options)
         finally:
-            at_work -= 1
-            if not at_work:
-                autojump_clock.autojump_threshold = 0
+            note(-1)
+
+    def run(afn: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        async def waited_for() -> Any:
+            note(-1)
+            try:
+                return await afn(*args)
+            finally:
+                note(+1)
+
+        return from_thread(waited_for, **options)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    monkeypatch.setattr(trio.from_thread, "run", run)
     return autojump_clock
 
 

@@ -162,7 +162,7 @@ async def test_while_a_server_is_silent_it_is_asked_for_more_at_once(
     place, buckets = Silent(bucket), Buckets()
     meta = bucket.look(stored.content)
     assert meta is not None
-    ranged = await BucketSource(Kept(place, LAB.id, meta), buckets).bulk()
+    ranged = await BucketSource(Kept(place, LAB.id, meta), stored.content, buckets).bulk()
     assert (ranged.pipelined, ranged.range_chunks) == (1, BUCKET_NEAR_RANGE_CHUNKS)
     came: list[bytes] = []
 

@@ -136,7 +136,7 @@ async def test_what_lies_beyond_the_size_that_was_told_is_not_asked_for(
     reader: BucketNode, bucket: Objects, stored: Stored
 ) -> None:
     kept = Kept(bucket, LAB.id, Meta(2 * CHUNK_BYTES, stored.root, None))
-    source = BucketSource(kept, reader.buckets)
+    source = BucketSource(kept, stored.content, reader.buckets)
     reads = await source.bulk()
     beyond = BulkRange(LAB.id, stored.content.raw, stored.root.raw, 1, 2)
     with pytest.raises(VerificationError, match="told a size"):

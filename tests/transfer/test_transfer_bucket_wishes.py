@@ -15,10 +15,10 @@ from kachery_p2p.bucket.pushing import push
 from kachery_p2p.bucket.queue import DONE, LEFT_OUT, WAITING, Upload
 from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.content.hashes import ContentHash
-from kachery_p2p.errors import BucketAnswerError
+from kachery_p2p.errors import BucketAnswerError, PeerRefusedError
 from kachery_p2p.network.session import Session
 from kachery_p2p.wire.bucket_messages import LEFT_OUT as TOLD_LEFT_OUT
-from kachery_p2p.wire.bucket_messages import THERE
+from kachery_p2p.wire.bucket_messages import QUEUED, THERE
 from tests.transfer.bucket_nodes import SMALL, BucketMember, memory_bucket, new_url, put_body, to
 from tests.transfer.conftest import Disk, Lab
 
@@ -57,7 +57,9 @@ async def member(lab: Lab, url: str) -> BucketMember:
     return node
 
 
-async def liar(lab: Lab, state: int, name: str = "liar", **answers: Any) -> tuple[Any, list[Any]]:
+async def liar(
+    lab: Lab, state: int, name: str = "liar", *, said: str = "no", **answers: Any
+) -> tuple[Any, list[Any]]:
     """A member that says this of every wish, and what it was asked for."""
     node, asked = await lab.node(name), []
 
@@ -66,7 +68,7 @@ async def liar(lab: Lab, state: int, name: str = "liar", **answers: Any) -> tupl
 
     async def put(session: Session, body: dict[str, Any]) -> dict[str, Any]:
         asked.append(body)
-        return {"state": state, "said": "no"}
+        return {"state": state, "said": said}
 
     node.sessions.handle("bucket", what)
     node.sessions.handle("bucket put", put)
@@ -107,6 +109,54 @@ async def test_what_was_taken_out_of_the_bucket_is_put_there_again_for_who_wishe
     assert bucket.look(stored.content) is not None
 
 
+def nothing(asked: dict[str, Any]) -> dict[str, Any]:
+    raise PeerRefusedError("absent, or not allowed")
+
+
+def own_copy() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """The answers of who hands on what it has itself, as if it were in the bucket."""
+    told = {"size": len(SMALL), "attributes": [], "query": "", "valid_s": 300}
+    return {
+        "look": lambda asked: told,
+        "read": lambda asked: {"data": SMALL[asked["start"] :][: asked["length"]]},
+    }
+
+
+@pytest.mark.parametrize(
+    "answers", [{"look": nothing}, own_copy()], ids=["shows nothing", "hands on its own"]
+)
+async def test_what_one_member_says_is_there_and_is_not_another_puts_there(
+    lab: Lab, url: str, bucket: Objects, answers: dict[str, Any]
+) -> None:
+    mallory, asked = await liar(lab, THERE, **answers)
+    node, honest = await member(lab, url), await provider(lab, url)
+    await lab.together(mallory, node, honest)
+    stored = node.store(SMALL)
+    assert (await node.settled(stored.content)).state == DONE
+    assert asked and bucket.look(stored.content) is not None
+
+
+async def test_what_is_said_to_be_there_and_is_not_seen_there_is_not_done(
+    lab: Lab, url: str
+) -> None:
+    mallory, asked = await liar(lab, THERE, look=nothing)
+    node = await member(lab, url)
+    await lab.together(mallory, node)
+    row = await tried(node, node.store(SMALL).content)
+    assert row.state == WAITING and "it is not there" in (row.said or "")
+    assert len(asked) == 2, "once more, as the last who can be asked"
+
+
+async def test_another_content_that_is_shown_as_the_one_that_was_wished_is_not_believed(
+    lab: Lab, url: str
+) -> None:
+    wrong = own_copy() | {"read": lambda asked: {"data": bytes(asked["length"])}}
+    mallory, _ = await liar(lab, THERE, **wrong)
+    node = await member(lab, url)
+    await lab.together(mallory, node)
+    assert (await tried(node, node.store(SMALL).content)).state == WAITING
+
+
 # --- "it is not put there" -----------------------------------------------------------------------
 
 
@@ -114,6 +164,19 @@ async def test_what_one_member_does_not_put_there_another_does(
     lab: Lab, url: str, bucket: Objects
 ) -> None:
     mallory, asked = await liar(lab, TOLD_LEFT_OUT)
+    node, honest = await member(lab, url), await provider(lab, url)
+    await lab.together(mallory, node, honest)
+    stored = node.store(SMALL)
+    assert (await node.settled(stored.content)).state == DONE
+    assert asked and bucket.look(stored.content) is not None
+
+
+@pytest.mark.parametrize("said", ["", "later"])
+async def test_what_one_member_promises_for_ever_another_puts_there(
+    lab: Lab, url: str, bucket: Objects, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr("kachery_p2p.node.asked_uploads.BUCKET_WISH_S_MIN", 2.0)
+    mallory, asked = await liar(lab, QUEUED, said=said)
     node, honest = await member(lab, url), await provider(lab, url)
     await lab.together(mallory, node, honest)
     stored = node.store(SMALL)

@@ -28,6 +28,7 @@ from kachery_p2p.errors import (
 from kachery_p2p.limits import CHUNK_BYTES, HAVE_S_MAX
 from kachery_p2p.network.simulated_wire import Path as NetworkPath
 from kachery_p2p.store.blobs import Stored
+from kachery_p2p.transfer.buckets import Kept
 from kachery_p2p.transfer.only import Only
 from tests.bucket import faulty as faults
 from tests.bucket.faulty import Faulty, running_faulty
@@ -376,3 +377,25 @@ async def test_a_false_root_costs_an_attempt_and_not_the_file(
         reader.use(mirror)
         await reader.downloads.load(content, None, reader.told.append)
     assert reader.bytes_of(content) == SMALL
+
+
+async def test_what_is_said_of_a_bucket_in_one_channel_is_not_believed_in_another(
+    reader: BucketNode, author: Disk
+) -> None:
+    bucket = memory_bucket()
+    stored = pushed(author, bucket, SMALL)
+    here, there = Counting(bucket), Counting(bucket)
+    there.look = lambda content: None  # type: ignore[method-assign]
+    places = {LAB.id: (here,), FIELD.id: (there,)}
+    reader.buckets.put(places)  # type: ignore[arg-type]
+    told: list[Kept] = []
+    for channel in (FIELD.id, LAB.id):
+        await reader.buckets.look(stored.content, Only(channel, None), told)
+    assert [one.channel for one in told] == [LAB.id]
+    error = BucketUnreachableError("down", hint="wait")
+    reader.buckets.failed(there, error)  # type: ignore[arg-type]
+    assert reader.buckets.rests(there) and not reader.buckets.rests(here)  # type: ignore[arg-type]
+    # Opened anew, each is what it was in its channel.
+    anew = Counting(bucket), Counting(bucket)
+    reader.buckets.put({LAB.id: anew[:1], FIELD.id: anew[1:]})  # type: ignore[dict-item]
+    assert [reader.buckets.rests(one) for one in anew] == [False, True]  # type: ignore[arg-type]
