@@ -33,10 +33,6 @@ class AbsentError(Exception):
     """There is no object of that key. Never leaves this room."""
 
 
-class PresentError(Exception):
-    """There is an object of that key already. Never leaves this room."""
-
-
 @contextlib.contextmanager
 def explaining(name: str) -> Iterator[None]:
     """Typed errors for all that obstore raises; `name` is how people know the bucket."""
@@ -49,7 +45,8 @@ def explaining(name: str) -> Iterator[None]:
             raise missing(name) from None
         raise AbsentError from None
     except exceptions.AlreadyExistsError:
-        raise PresentError from None
+        # Status 409: two change it at once. Whoever may meet what is there already looks itself.
+        raise busy(name, "409") from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise refused(name, _code(error)) from None
     except (exceptions.BaseError, OSError, ValueError) as error:

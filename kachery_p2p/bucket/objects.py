@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kachery_p2p.bucket.credentials import Credentials
-from kachery_p2p.bucket.faults import AbsentError, PresentError, explaining, missing, wrong_answer
+from kachery_p2p.bucket.faults import AbsentError, busy, explaining, missing, wrong_answer
 from kachery_p2p.bucket.layout import key_of, tables_key, told_label, told_root
 from kachery_p2p.bucket.owner import check_encryption
 from kachery_p2p.bucket.reading import Meta, Whose, exactly
@@ -189,17 +189,25 @@ class Objects:
 
     def put_new(self, key: str, data: bytes, attributes: Mapping[str, str]) -> bool:
         """Put a small object if there is none of that key; False if there is. BucketErrors."""
+        from obstore import exceptions
+
         options: dict[str, Any] = {"attributes": dict(attributes)} if self._has_attributes else {}
         try:
             with explaining(self.name):
-                path = self._path(key)
-                self._writer.put(path, data, mode="create", use_multipart=False, **options)
-        except PresentError:
-            return False
+                try:
+                    path = self._path(key)
+                    self._writer.put(path, data, mode="create", use_multipart=False, **options)
+                    return True
+                except exceptions.AlreadyExistsError:
+                    pass
         except AbsentError:
             # Nowhere to put it.
             raise missing(self.name) from None
-        return True
+        # Some stores answer the same (409) while two write it at once: it may not be there yet,
+        # or never.
+        if self._version(key) is None:
+            raise busy(self.name, "409")
+        return False
 
     def replace(self, key: str, data: bytes, version: str) -> bool:
         """Put a small object in place of the one with this version; False if that is gone.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from kachery_p2p.bucket.faults import wrong_answer
+from kachery_p2p.bucket.faults import busy, wrong_answer
 from kachery_p2p.bucket.layout import attributes, key_of, tables_key
 from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.reading import Meta
@@ -72,7 +72,14 @@ def push(
         told = attributes(opened.root_object.root, label)
         if size <= BUCKET_PART_BYTES:
             data = b"".join(_checked(opened, content, throttle))
-            return Pushed(size, sent=bucket.put_new(key_of(content), data, told))
+            is_sent = bucket.put_new(key_of(content), data, told)
+            if not is_sent:
+                # Another was faster. What it has put there is judged as if it had been found.
+                found = bucket.look(content)
+                if found is None:
+                    raise busy(bucket.name, "409")
+                _check(bucket, found, opened)
+            return Pushed(size, is_sent)
         bucket.put_large(key_of(content), _checked(opened, content, throttle), size, told)
         return Pushed(size, sent=True)
 

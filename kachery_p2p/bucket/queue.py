@@ -73,7 +73,8 @@ class UploadQueue:
     ) -> int:
         """Let these be put there; how many were not known yet. On disk when it returns.
 
-        What was left out or waits for another try is tried at once if it is REQUESTED.
+        If it is REQUESTED, it is tried at once, whatever is known of it: what was put there may
+        have been taken out since. To find it there costs one look.
         """
         rows = [(place, content.raw, label, why, WAITING) for content in contents]
 
@@ -87,7 +88,7 @@ class UploadQueue:
             if why == REQUESTED:
                 connection.executemany(
                     f"UPDATE uploads SET state = '{WAITING}', why = '{REQUESTED}', next_at = 0,"  # noqa: S608
-                    f" tries = 0 WHERE place = ? AND content = ? AND state != '{DONE}'",
+                    " tries = 0 WHERE place = ? AND content = ?",
                     [row[:2] for row in rows],
                 )
             return added

@@ -23,6 +23,7 @@ from kachery_p2p.errors import (
     NotFoundError,
     SourceChangedError,
 )
+from kachery_p2p.limits import BUCKET_PROVIDER_S
 from kachery_p2p.store.blobs import BlobStore
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,20 @@ class Uploads:
         self._queue = queue
         self.pace = Pace(settings.max_upload)
         self._is_ours = False
-        # True if what this node has does not open the bucket, when it was last tried.
-        self.is_refused = False
+        self._refused_until = 0.0
 
     @property
     def place(self) -> str:
         """What the rows of the queue call this bucket."""
         return place_of(self.bucket.node, self.channel_id)
+
+    @property
+    def is_refused(self) -> bool:
+        """True for a while after what this node has did not open the bucket.
+
+        Not for ever: credentials are renewed, and nothing else may be there to be tried with.
+        """
+        return time.monotonic() < self._refused_until
 
     def due(self, count_max: int) -> list[Upload]:
         """What may be tried now."""
@@ -77,13 +85,14 @@ class Uploads:
             self._queue.left_out(upload, str(error))
             return True
         except KacheryError as error:
-            self.is_refused = isinstance(error, BucketRefusedError)
+            is_refused = isinstance(error, BucketRefusedError)
+            self._refused_until = time.monotonic() + BUCKET_PROVIDER_S if is_refused else 0.0
             rest_s = error.retry_after_s if isinstance(error, BucketBusyError) else 0.0
             hint = f" ({error.hint})" if error.hint and isinstance(error, BucketError) else ""
             self._queue.failed(upload, f"{error}{hint}", time.time(), rest_s)
             log.info("sha1://%s was not put there: %s", upload.content, error)
             return False
-        self.is_refused = False
+        self._refused_until = 0.0
         self._queue.done(upload, pushed.size)
         return True
 

@@ -35,7 +35,8 @@ _GONE = {404, 410}
 _REFUSED = {401, 403}
 _BUSY = {429, 503}
 _MOVED = {301, 302, 303, 307, 308}
-_FAILURES = (OSError, http.client.HTTPException)
+# ValueError: what a server sends may be no number, no address, or not ASCII.
+_FAILURES = (OSError, http.client.HTTPException, ValueError)
 
 
 class Answer(NamedTuple):
@@ -133,19 +134,14 @@ class Web:
             idle = self._idle.get((scheme, host))
             if idle:
                 return idle.pop(), True
-        connection: http.client.HTTPConnection
-        if scheme == "https":
-            context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(
-                host, timeout=BUCKET_CONNECT_S_MAX, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(host, timeout=BUCKET_CONNECT_S_MAX)
+        connection: http.client.HTTPConnection | None = None
         try:
+            connection = _unconnected(scheme, host)
             connection.connect()
             connection.sock.settimeout(STALL_S_MAX)
-        except (*_FAILURES, ValueError) as error:
-            connection.close()
+        except _FAILURES as error:
+            if connection is not None:
+                connection.close()
             raise self._failure(error) from None
         return connection, False
 
@@ -191,9 +187,12 @@ class Web:
             yield piece
 
     def _moved(self, url: str, response: http.client.HTTPResponse) -> str:
-        target = urljoin(url, response.headers.get("Location", ""))
         with contextlib.suppress(*_FAILURES):
             response.read1(BUCKET_REASON_BYTES_MAX)
+        try:
+            target = _address(urljoin(url, response.headers.get("Location", "")))
+        except ValueError:
+            raise wrong_answer(self._name, "sends us to something that is no address") from None
         scheme = urlsplit(target).scheme
         # Never from a protected connection to an open one.
         if scheme != "https" and scheme != urlsplit(url).scheme:
@@ -210,6 +209,21 @@ class Web:
         if isinstance(error, http.client.HTTPException | ValueError):
             return wrong_answer(self._name, "does not speak HTTP as it should")
         return unreachable(self._name, (getattr(error, "strerror", None) or "it failed").lower())
+
+
+def _unconnected(scheme: str, host: str) -> http.client.HTTPConnection:
+    if scheme == "https":
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(host, timeout=BUCKET_CONNECT_S_MAX, context=context)
+    return http.client.HTTPConnection(host, timeout=BUCKET_CONNECT_S_MAX)
+
+
+def _address(text: str) -> str:
+    """The same, if it can be asked for. Raises ValueError."""
+    # Reading the port is what judges it. A request line is ASCII (RFC 9112, 3.2).
+    if urlsplit(text).port == 0 or not text.isascii():
+        raise ValueError("no address")
+    return text
 
 
 @contextlib.contextmanager
@@ -239,7 +253,8 @@ def _busy_for(error: BucketBusyError, retry_after: str | None) -> BucketBusyErro
     if text.isdecimal() and len(text) < 10:
         seconds = float(text)
     elif text:
-        with contextlib.suppress(ValueError, TypeError):
+        # The library for dates raises each of these, as a number in it is too large or none.
+        with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
             seconds = parsedate_to_datetime(text).timestamp() - time.time()
     error.retry_after_s = min(max(seconds, 0.0), BUCKET_RETRY_AFTER_S_MAX)
     return error

@@ -168,7 +168,7 @@ class Mirroring:
             home = Home(self._parts.config.config_dir, self._parts.channel_name(channel))
             uploads = Uploads(told, channel, self._parts.blobs, self.queue, home=home)
         under_way = self._under_way[uploads.place]
-        return UploadLine(uploads, asked, self._threads, under_way, self._broke)
+        return UploadLine(uploads, asked, self.queue, self._threads, under_way, self._broke)
 
     def _add(
         self, shared: dict[str, Uploads | AskedUploads], changes: Changes, *, everything: bool

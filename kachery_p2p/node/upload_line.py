@@ -6,17 +6,21 @@ looked at again, so that a bucket that is down is not asked for each content.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 
 import trio
 
-from kachery_p2p.bucket.queue import Upload
+from kachery_p2p.bucket.queue import Upload, UploadQueue
 from kachery_p2p.bucket.uploads import Uploads
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import KacheryError
 from kachery_p2p.limits import UPLOADS_AT_ONCE, UPLOADS_LISTED
 from kachery_p2p.node.asked_uploads import AskedUploads
+
+log = logging.getLogger(__name__)
 
 
 class UploadLine:
@@ -26,6 +30,7 @@ class UploadLine:
         self,
         uploads: Uploads | AskedUploads,
         others: AskedUploads | None,
+        queue: UploadQueue,
         threads: trio.CapacityLimiter,
         under_way: set[ContentHash],
         broke: Callable[[KacheryError], None],
@@ -37,6 +42,7 @@ class UploadLine:
         """
         self.uploads = uploads
         self._others = others
+        self._queue = queue
         self._threads = threads
         self._broke = broke
         self._due: deque[Upload] = deque()
@@ -64,7 +70,7 @@ class UploadLine:
 
     async def _run(self, upload: Upload, nursery: trio.Nursery) -> None:
         try:
-            if not await self._put(upload):
+            if not await self._put_or_fail(upload):
                 self.stop()
         except KacheryError as error:
             self.stop()
@@ -79,6 +85,19 @@ class UploadLine:
                 return
             self._due.extend(due)
         self._start(nursery)
+
+    async def _put_or_fail(self, upload: Upload) -> bool:
+        """True if it is settled. Raises StateErrors."""
+        try:
+            return await self._put(upload)
+        except KacheryError:
+            raise
+        except Exception as error:
+            # A mistake of ours in one content must not cost the others, nor end the node.
+            log.exception("sha1://%s was not put there", upload.content)
+            why = f"a mistake in this program ({type(error).__name__}): see the daemon's log"
+            await trio.to_thread.run_sync(self._queue.failed, upload, why, time.time())
+            return False
 
     async def _put(self, upload: Upload) -> bool:
         """True if it is settled."""

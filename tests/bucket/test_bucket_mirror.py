@@ -99,7 +99,14 @@ def test_a_status_is_a_typed_error(
 
 @pytest.mark.parametrize(
     ("told", "seconds"),
-    [("7", 7), ("99999999", 3_600), ("soon", 0), ("Sat, 21 Nov 2020 08:00:00 GMT", 0)],
+    [
+        ("7", 7),
+        ("99999999", 3_600),
+        ("soon", 0),
+        ("Sat, 21 Nov 2020 08:00:00 GMT", 0),
+        ("1 jan 99999999999999999999 00:00", 0),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 0),
+    ],
 )
 def test_retry_after_is_heard_and_not_believed_for_ever(
     mirror: Mirror, faulty: Faulty, told: str, seconds: float
@@ -211,6 +218,38 @@ def test_a_redirect_is_followed_a_few_times_and_never_to_another_kind(
         with pytest.raises(BucketAnswerError):
             old.look(CONTENT)
     old.close()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://[/x",
+        "http://127.0.0.1:abc/x",
+        "http://127.0.0.1:99999999999999999999/x",
+        "http://a b/x",
+        "http://a..b/x",
+        "/d\xe9j\xe0",
+        "/a b",
+    ],
+)
+def test_a_redirect_to_what_is_no_address_is_a_wrong_answer(
+    mirror: Mirror, faulty: Faulty, location: str
+) -> None:
+    def moved(server: Faulty, request: faults.Request, connection: socket.socket) -> bool:
+        # The bytes of a header are whatever the server likes.
+        head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(head.encode("latin-1"))
+        return True
+
+    faulty.fault = moved
+    with pytest.raises(BucketAnswerError) as looked:
+        mirror.look(CONTENT)
+    assert looked.value.hint
+    with pytest.raises(BucketAnswerError):
+        list(mirror.read(CONTENT, 0, 10))
+    # And the connection goes on.
+    faulty.fault = None
+    assert mirror.look(CONTENT) is not None
 
 
 def test_connections_are_kept_and_one_that_ended_meanwhile_is_replaced(

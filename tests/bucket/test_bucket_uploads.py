@@ -196,8 +196,10 @@ def test_whoever_asks_is_not_kept_waiting_by_earlier_failures(queue: UploadQueue
     (again,) = queue.due("a", 0.0, 1)
     assert (again.why, again.tries) == (REQUESTED, 0)
     queue.done(again, 5)
-    queue.add("a", [content], REQUESTED)
+    queue.add("a", [content], MIRRORED)
     assert queue.due("a", 1e12, 1) == [], "it is there"
+    queue.add("a", [content], REQUESTED)
+    assert len(queue.due("a", 0.0, 1)) == 1, "it may have been taken out since"
 
 
 def test_a_damaged_queue_is_said_to_be(tmp_path: Path) -> None:
