@@ -161,7 +161,9 @@ class BucketMember:
         head = await self._places.run(lambda: read_head(self.place, which))
         self._places.worked(self.place)
         if head is None:
+            # Nothing is kept of what is not there: anybody may ask for any feed.
             self._trees.pop(which, None)
+            self._reading.pop(which, None)
             raise PeerRefusedError("not available in this channel")
         return self._noted(which, head)
 

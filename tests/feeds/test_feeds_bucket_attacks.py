@@ -10,12 +10,23 @@ import trio
 from trio.testing import MockClock
 
 from kachery_p2p.bucket import log_layout as layout
+from kachery_p2p.bucket.credentials import Credentials
+from kachery_p2p.bucket.objects import Objects
+from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.content.hashes import FeedId
-from kachery_p2p.errors import FeedForkedError, FeedUnavailableError, ProofError
+from kachery_p2p.errors import (
+    FeedForkedError,
+    FeedUnavailableError,
+    PeerRefusedError,
+    ProofError,
+)
+from kachery_p2p.feeds.bucket_member import BucketMember
 from kachery_p2p.feeds.told import SubfeedName
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeKey
 from kachery_p2p.limits import FEED_BLAME_S
 from kachery_p2p.log.heads import sign_head
+from kachery_p2p.transfer.buckets import Buckets
+from kachery_p2p.wire.feed_messages import pack_numbers
 from tests.feeds.feed_buckets import BucketScene, texts
 from tests.feeds.feed_nodes import MAIN, Node
 
@@ -179,3 +190,22 @@ async def test_a_segment_that_was_put_together_with_others_is_found_anew(
         scene_with_bucket.bucket.delete(key)
     await scene_with_bucket.lab.stopped(author)
     assert await reader.read_all(feed, 14) == texts(14)
+
+
+async def test_nothing_is_kept_of_feeds_that_are_not_in_the_bucket() -> None:
+    bucket = Objects(parse_bucket_url("memory:no-feeds"), Credentials({}))
+    buckets = Buckets()
+    buckets.put({"lab": [bucket]})
+    member = BucketMember(bucket, "lab", buckets)
+    for number in range(20):
+        feed = NodeKey.generate(bytes([number]) * NODE_KEY_BYTES).node_id
+        body = SubfeedName(FeedId(feed), MAIN).body("lab")
+        with pytest.raises(PeerRefusedError):
+            await member.request("feed hashes", {**body, "places": pack_numbers([0])}, 10)
+        with pytest.raises(PeerRefusedError):
+            await member.request(
+                "feed entries",
+                {**body, "first": 0, "count": 1, "size": 1, "frontier": False},
+                10,
+            )
+    assert not member._reading and not member._trees
