@@ -27,6 +27,7 @@ from kachery_p2p.errors import InvalidNameError, UriError
 
 MARKER = "kachery-p2p-channel"
 CONTENTS = "sha1"
+TABLES = "root"
 UNKNOWN_TYPE = "application/octet-stream"
 _TYPES = {
     "csv": "text/csv",
@@ -61,7 +62,7 @@ def content_of(key: str) -> ContentHash | None:
 
 def tables_key(root: Root) -> str:
     """The key of the chunk hashes of a content with this root."""
-    return f"root/{root[:2]}/{root[2:4]}/{root[4:6]}/{root}"
+    return f"{TABLES}/{root[:2]}/{root[2:4]}/{root[4:6]}/{root}"
 
 
 def tables_of(manifest: Manifest) -> bytes:

@@ -42,6 +42,7 @@ from kachery_p2p.log.heads import HEAD_BYTES, LogId, SignedHead
 from kachery_p2p.log.tree import HASH_BYTES, Frontier, node_hash, subtrees
 
 LOGS = "log"
+HEAD = "head"
 SEGMENT_MAGIC = b"kp2pseg1"
 HEAD_MAGIC = b"kp2plog1"
 _KEY_TAG = b"kachery-p2p/bucket-log/1\0"
@@ -148,7 +149,7 @@ def log_key(log: LogId) -> str:
 
 def head_key(log: LogId) -> str:
     """Where the head of a log lies."""
-    return f"{log_key(log)}/head"
+    return f"{log_key(log)}/{HEAD}"
 
 
 def segment_key(log: LogId, digest: bytes) -> str:

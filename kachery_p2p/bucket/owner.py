@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from kachery_p2p.bucket.faults import AbsentError
 from kachery_p2p.bucket.layout import CONTENTS, MARKER
 from kachery_p2p.bucket.rings import STORED
+from kachery_p2p.bucket.urls import FILE, BucketUrl
 from kachery_p2p.errors import BucketEncryptionError, BucketError, BucketTakenError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def take_prefix(bucket: Objects, channel_id: str) -> None:
     if marker is None or marker.owner != channel_id:
         raise BucketTakenError(
             f"{bucket.name} belongs to another channel ({marker.owner[:16] if marker else '?'})",
-            hint="use another prefix in the URL for this channel, such as .../NAME",
+            hint=_apart(bucket.url),
         )
     _check_alike(bucket, marker)
 
@@ -115,6 +116,18 @@ def marker_of(bucket: Marked) -> Marker | None:
         return None
     found = _MARKER.fullmatch(data.decode("ascii", "replace").strip())
     return Marker("unreadable", False) if found is None else Marker(found[1], bool(found[2]))
+
+
+def _apart(url: BucketUrl) -> str:
+    """Where the files of a second channel go.
+
+    Never below those of the first, whose credentials would open them.
+    """
+    if url.scheme == FILE:
+        return "use another directory for this channel, beside that one and not below it"
+    if url.prefix:
+        return "use another prefix in the URL for this channel, beside that one and not below it"
+    return "use another bucket for this channel: any prefix here lies below the other channel's"
 
 
 def _check_alike(bucket: Marked, marker: Marker) -> None:

@@ -1,7 +1,7 @@
 """What is to be put into buckets, and what was: a file that outlives the node.
 
 One row for each content and bucket, so nothing is put there twice. Commands add to it while
-the daemon works it off; a row is taken away only by whoever adds it anew.
+the daemon works it off; a row is never taken away.
 """
 
 from __future__ import annotations
@@ -120,15 +120,6 @@ class UploadQueue:
         doubled = UPLOAD_RETRY_S_MIN * 2.0 ** min(upload.tries, 32)
         next_at = now + max(rest_s, min(UPLOAD_RETRY_S_MAX, doubled))
         self._set(upload, WAITING, None, upload.tries + 1, next_at, why)
-
-    def forget(self, place: str, content: ContentHash) -> None:
-        """It is not there after all, or is not to be put there."""
-        values = (place, content.raw)
-        self._database.write(
-            lambda connection: connection.execute(
-                "DELETE FROM uploads WHERE place = ? AND content = ?", values
-            )
-        )
 
     def counts(self, place: str) -> Counts:
         """How far the bucket is."""

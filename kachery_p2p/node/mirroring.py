@@ -129,10 +129,12 @@ class Mirroring:
     def _open(self, settings: dict[str, BucketSettings]) -> None:
         for line in self._lines.values():
             line.stop()
-        self._lines, self._unusable = {}, {}
+        self._unusable = {}
+        lines: dict[str, UploadLine] = {}
         for channel, told in settings.items():
-            self._open_one(channel, told)
-        self._settings = settings
+            self._open_one(channel, told, lines)
+        # At once: to who asks meanwhile a bucket that goes on is never one that is gone.
+        self._lines, self._settings = lines, settings
 
     def _open_again(self, settings: dict[str, BucketSettings]) -> None:
         """What could not be opened may be by now: the keys of an encrypted bucket are made anew."""
@@ -143,14 +145,14 @@ class Mirroring:
             del self._unusable[channel]
             if channel not in settings:
                 continue
-            self._open_one(channel, settings[channel])
+            self._open_one(channel, settings[channel], self._lines)
             line = self._lines.get(channel)
             if line is not None and line.uploads.settings.mirror == SHARED:
                 self._add_all(channel, line.uploads)
 
-    def _open_one(self, channel: str, told: BucketSettings) -> None:
+    def _open_one(self, channel: str, told: BucketSettings, lines: dict[str, UploadLine]) -> None:
         try:
-            self._lines[channel] = self._line(channel, told)
+            lines[channel] = self._line(channel, told)
         except KacheryError as error:
             name = self._parts.channel_name(channel)
             hint = f" ({error.hint})" if error.hint else ""

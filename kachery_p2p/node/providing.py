@@ -2,8 +2,8 @@
 
 Each question names its channel and its bucket, and is judged when it is answered: by the
 roles of who asks, by this node's own role `provide`, and by its settings. Who may not gets
-the refusal that what is absent gets too. Nothing is listed, and nothing outside the prefix of
-the channel can be named.
+the refusal that what is absent gets too. Nothing is listed, and nothing can be named but
+what kachery_p2p keeps below the prefix of the channel (`bucket.lending`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from kachery_p2p.bucket.faults import AbsentError
+from kachery_p2p.bucket.lending import is_lent
 from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.owner import owner_of
 from kachery_p2p.bucket.uploads import Uploads
@@ -79,21 +80,19 @@ class Providing:
             raise _refusal()
         self._count(session)
         is_usable = await self._fault(channel, self._bucket(body)) is None
-        puts = may_share and self._uploads(channel) is not None
+        uploads = self._uploads(body) if may_share else None
+        puts = uploads is not None and not uploads.is_refused
         return {"puts": is_usable and puts, "reads": is_usable and may_read}
 
     async def _put(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
-        channel = body["channel"]
-        if not session.may(channel, PROVIDE):
-            raise _refusal()
-        self._bucket(body)
-        uploads = self._uploads(channel)
-        if uploads is None:
+        uploads = self._writable(session, body)
+        if uploads.is_refused:
             raise _refusal()
         self._count(session)
         content = ContentHash.of_raw(body["content"])
-        wanted = Wanted(session.peer, channel, content, _label(body["label"]))
-        wish = await self._wishes.answer(wanted, uploads, body["wait_ms"] / 1000)
+        wanted = Wanted(session.peer, body["channel"], content, _label(body["label"]))
+        judge = functools.partial(self._writable, session, body)
+        wish = await self._wishes.answer(wanted, uploads, judge, body["wait_ms"] / 1000)
         return wish._asdict()
 
     async def _look(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +143,19 @@ class Providing:
         return bucket
 
     def _readable(self, session: Session, body: dict[str, Any]) -> Objects:
-        if not session.may(body["channel"], READ):
+        if not session.may(body["channel"], READ) or not is_lent(body["key"]):
             raise _refusal()
         return self._bucket(body)
+
+    def _writable(self, session: Session, body: dict[str, Any]) -> Uploads:
+        """The way into the bucket that is meant, for who may have something put there now."""
+        if not session.may(body["channel"], PROVIDE):
+            raise _refusal()
+        self._bucket(body)
+        uploads = self._uploads(body)
+        if uploads is None:
+            raise _refusal()
+        return uploads
 
     def _bucket(self, body: dict[str, Any]) -> Objects:
         """The bucket that is meant, if this node uses it for others."""
@@ -158,10 +167,12 @@ class Providing:
             raise _refusal()
         return own
 
-    def _uploads(self, channel: str) -> Uploads | None:
+    def _uploads(self, body: dict[str, Any]) -> Uploads | None:
         """The way into it, if anything is put there from here."""
-        uploads = self._mirroring.own_uploads(channel)
-        return None if uploads is None or uploads.is_refused else uploads
+        uploads = self._mirroring.own_uploads(body["channel"])
+        # New settings are taken up here a little later than where things are read.
+        is_meant = uploads is not None and uploads.bucket.node == body["bucket"].hex()
+        return uploads if is_meant else None
 
     async def _fault(self, channel: str, bucket: Objects) -> Fault | None:
         """What keeps this node from using it for the channel's members; asked seldom.

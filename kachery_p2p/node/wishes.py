@@ -13,11 +13,12 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import trio
 
-from kachery_p2p.bucket.queue import DONE, LEFT_OUT, REQUESTED, WAITING
+from kachery_p2p.bucket.queue import LEFT_OUT, REQUESTED, WAITING
 from kachery_p2p.bucket.reading import Meta
 from kachery_p2p.bucket.uploads import Uploads
 from kachery_p2p.content.hashes import ContentHash
@@ -42,13 +43,17 @@ from kachery_p2p.node.parts import Parts
 from kachery_p2p.transfer.bucket_members import Wish
 from kachery_p2p.transfer.download import Downloads
 from kachery_p2p.transfer.only import Only
-from kachery_p2p.transfer.sources import Claim, Holders
+from kachery_p2p.transfer.sources import Answers, Holders
 from kachery_p2p.wire import bucket_messages as told
 
 log = logging.getLogger(__name__)
 
 # How often it is looked how far an upload is: at first, and after a while.
 _LOOK_S_MIN, _LOOK_S_MAX = 0.02, 2.0
+
+# Raises PeerRefusedError once the member may not have it put there any more, or this node uses
+# another bucket.
+Judge = Callable[[], object]
 
 
 class Wanted(NamedTuple):
@@ -63,7 +68,8 @@ class Wanted(NamedTuple):
 class _Open:
     """A wish on its way, or one that has just ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
         self.wish = Wish(told.QUEUED, "")
         # Why this node could not fetch it: the member may ask again.
         self.failure: PeerError | None = None
@@ -83,6 +89,7 @@ class Wishes:
         self._downloads = downloads
         self._mirroring = mirroring
         self._nursery: trio.Nursery | None = None
+        # By member, place in the queue, and content: the channel's bucket may be another later.
         self._open: dict[tuple[NodeId, str, ContentHash], _Open] = {}
         self._counts: Counter[NodeId] = Counter()
         self._fetching = trio.CapacityLimiter(BUCKET_WISHES_AT_ONCE)
@@ -102,15 +109,15 @@ class Wishes:
                 self._open.clear()
                 self._counts.clear()
 
-    async def answer(self, wanted: Wanted, uploads: Uploads, wait_s: float) -> Wish:
+    async def answer(self, wanted: Wanted, uploads: Uploads, judge: Judge, wait_s: float) -> Wish:
         """How far the wish is, after `wait_s` or as soon as it has ended.
 
-        Raises PeerBusyError for one too many, PeerError for what could not be fetched now.
+        `judge` is asked again while it is worked on. Raises PeerBusyError for one too many,
+        PeerError for what could not be fetched now, PeerRefusedError if `judge` does.
         """
-        key = wanted[:3]
-        found = self._open.get(key)
+        found = self._open.get((wanted.peer, uploads.place, wanted.content))
         if found is None or trio.current_time() >= found.told_until:
-            found = self._begin(wanted, uploads)
+            found = self._begin(wanted, uploads, judge)
         with trio.move_on_after(wait_s):
             await found.ended.wait()
         if found.failure is not None:
@@ -119,7 +126,7 @@ class Wishes:
             raise found.failure
         return found.wish
 
-    def _begin(self, wanted: Wanted, uploads: Uploads) -> _Open:
+    def _begin(self, wanted: Wanted, uploads: Uploads, judge: Judge) -> _Open:
         if self._nursery is None:
             raise PeerBusyError("is starting")
         too_many = self._counts[wanted.peer] >= BUCKET_WISHES_PER_PEER_MAX
@@ -128,7 +135,7 @@ class Wishes:
         if len(self._open) >= 2 * BUCKET_WISHES_MAX:
             # Of those that have ended, which are kept for who asks a second time.
             self._open = {k: one for k, one in self._open.items() if not one.ended.is_set()}
-        found = self._open[wanted[:3]] = _Open()
+        found = self._open[wanted.peer, uploads.place, wanted.content] = _Open(judge)
         self._counts[wanted.peer] += 1
         self._nursery.start_soon(self._fulfil, wanted, uploads, found)
         return found
@@ -161,14 +168,17 @@ class Wishes:
         if there is not None and await self._is_what_is_wished(wanted, there):
             found.wish = Wish(told.THERE, "")
             return
-        if not self._is_shared_here(wanted):
+        if await trio.to_thread.run_sync(self._is_shared_here, wanted):
+            known = await trio.to_thread.run_sync(self._known_here, content)
+            refused = _outside(known.size, uploads)
+        else:
             refused = await self._fetch(wanted, uploads)
-            if refused is not None:
-                found.wish = Wish(told.LEFT_OUT, refused)
-                return
+        if refused is not None:
+            found.wish = Wish(told.LEFT_OUT, refused)
+            return
+        # The member may have lost its role while it was looked and fetched.
+        found.judge()
         row = await trio.to_thread.run_sync(queue.of, uploads.place, content)
-        if row is not None and row.state == DONE:
-            await trio.to_thread.run_sync(queue.forget, uploads.place, content)
         if row is None or row.state != WAITING:
             await trio.to_thread.run_sync(
                 queue.add, uploads.place, [content], REQUESTED, wanted.label
@@ -188,13 +198,13 @@ class Wishes:
         if await trio.to_thread.run_sync(self._is_shared_here, wanted):
             known = await trio.to_thread.run_sync(self._known_here, wanted.content)
             return there.agrees(known.size, known.root)
-        claims = await self._claims(wanted)
-        return any(there.agrees(claim.size, claim.root) for claim in claims)
+        said = await self._said(wanted)
+        return any(there.agrees(claim.size, claim.root) for claim in said.claims)
 
-    async def _claims(self, wanted: Wanted) -> list[Claim]:
+    async def _said(self, wanted: Wanted) -> Answers:
         """What the member says of the content, if it has it."""
         only = Only(wanted.channel, wanted.peer)
-        return await self._holders.find(
+        return await self._holders.look(
             wanted.content, lambda claim: claim.pinned, BUCKET_WISH_S_MIN, only
         )
 
@@ -208,12 +218,17 @@ class Wishes:
             self._fetching_for[wanted.peer] = limiter
         async with limiter, self._fetching:
             only = Only(wanted.channel, wanted.peer)
-            claims = await self._claims(wanted)
-            if not claims:
+            said = await self._said(wanted)
+            if not said.claims:
+                was_asked = any(session.peer == wanted.peer for session in said.asked)
+                if said.busy or said.failed or not was_asked:
+                    # What is left out is not asked for again: only a member's own no is a reason.
+                    raise PeerError("got no answer of who has it: ask again")
                 return "it cannot be fetched from the node that asks: is it shared in the channel?"
-            size = max(claim.size for claim in claims)
-            if not uploads.settings.takes(size):
-                return f"{size} bytes are outside the limits of the node that was asked"
+            size = max(claim.size for claim in said.claims)
+            refused = _outside(size, uploads)
+            if refused is not None:
+                return refused
             self._pay(wanted.peer, size)
             with trio.move_on_after(fetch_s(size)) as fetching:
                 await self._downloads.load(wanted.content, None, lambda view: None, only)
@@ -224,11 +239,10 @@ class Wishes:
                 raise PeerError("was fetching it from another node: ask again")
             # Its size was the member's word.
             came = (await trio.to_thread.run_sync(self._known_here, wanted.content)).size
-            if not uploads.settings.takes(came):
-                return f"{came} bytes are outside the limits of the node that was asked"
-            if came > size:
+            refused = _outside(came, uploads)
+            if refused is None and came > size:
                 self._pay(wanted.peer, came - size)
-        return None
+            return refused
 
     def _known_here(self, content: ContentHash) -> RootObject:
         with self._parts.blobs.open_verified(content) as opened:
@@ -247,12 +261,16 @@ class Wishes:
         allowed.pay(size, now)
 
     async def _follow(self, wanted: Wanted, uploads: Uploads, found: _Open) -> None:
-        """Until the upload is settled; what keeps it is told meanwhile."""
+        """Until the upload is settled; what keeps it is told meanwhile.
+
+        Raises PeerRefusedError once this node uses another bucket: nobody works off the row then.
+        """
         queue, wait_s = self._mirroring.queue, _LOOK_S_MIN
         while True:
             row = await trio.to_thread.run_sync(queue.of, uploads.place, wanted.content)
             if row is None or row.state != WAITING:
                 break
+            found.judge()
             found.wish = Wish(told.QUEUED, told_why(row.said))
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LOOK_S_MAX)
@@ -260,6 +278,13 @@ class Wishes:
             found.wish = Wish(told.LEFT_OUT, told_why(row.said))
         else:
             found.wish = Wish(told.THERE if row is not None else told.QUEUED, "")
+
+
+def _outside(size: int, uploads: Uploads) -> str | None:
+    """Why a content of that size is not put there for members; None if it is."""
+    if uploads.settings.takes(size):
+        return None
+    return f"{size} bytes are outside the limits of the node that was asked"
 
 
 def told_why(said: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.errors import PeerBusyError, PeerError
+from kachery_p2p.errors import PeerBusyError, PeerError, PeerRefusedError
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     ANNOUNCED_ASKED_MAX,
@@ -58,6 +58,7 @@ class Round:
     ) -> None:
         self.claims: list[Claim] = []
         self.busy = False
+        self.failed = False
         self._have = have
         self._content = content
         self._members = members
@@ -127,8 +128,10 @@ class Round:
             self._hear(await self._have(session, channel, self._content))
         except PeerBusyError:
             self.busy = True
-        except PeerError:
+        except PeerRefusedError:
             return
+        except PeerError:
+            self.failed = True
         finally:
             self._tell_answered()
 

@@ -281,11 +281,15 @@ class _Asking:
 
 
 class Answers(NamedTuple):
-    """What the members said: claims; whether someone is still hashing; and who was asked."""
+    """What the members said: claims; whether someone is still hashing; and who was asked.
+
+    `failed`: somebody gave no answer, and may have it.
+    """
 
     claims: list[Claim]
     busy: bool
     asked: tuple[Session, ...]
+    failed: bool
 
 
 class Holders:
@@ -406,4 +410,4 @@ class Holders:
         }
         asking = Round(self._claim, content, members, wanted)
         await asking.run(self._announcements)
-        return Answers(asking.claims, asking.busy, sessions)
+        return Answers(asking.claims, asking.busy, sessions, asking.failed)

@@ -15,6 +15,7 @@ from kachery_p2p.bucket.faults import AbsentError
 from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.owner import check_prefix, owner_of, take_prefix
 from kachery_p2p.bucket.probe import check_place
+from kachery_p2p.bucket.urls import parse_bucket_url
 from kachery_p2p.content.hashes import Root, sha1_of
 from kachery_p2p.errors import (
     BucketAnswerError,
@@ -117,6 +118,25 @@ def test_a_prefix_belongs_to_the_channel_that_took_it_first(any_bucket: Objects)
     for refuse in (take_prefix, check_prefix):
         with pytest.raises(BucketTakenError):
             refuse(any_bucket, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("where", "hint"),
+    [
+        ("s3://lab", "use another bucket"),
+        ("s3://lab/files", "beside that one and not below it"),
+        ("file:///srv/lab", "beside that one and not below it"),
+    ],
+)
+def test_nobody_is_told_to_go_below_the_files_of_another_channel(
+    memory_bucket: Objects, where: str, hint: str
+) -> None:
+    take_prefix(memory_bucket, LAB)
+    memory_bucket.url = parse_bucket_url(where)
+    take_prefix(memory_bucket, LAB)
+    with pytest.raises(BucketTakenError) as refused:
+        take_prefix(memory_bucket, OTHER)
+    assert hint in (refused.value.hint or "") and "/NAME" not in (refused.value.hint or "")
 
 
 def test_a_marker_that_nobody_can_read_lets_nobody_in(memory_bucket: Objects) -> None:

@@ -12,6 +12,7 @@ from kachery_p2p.bucket.credentials import Credentials
 from kachery_p2p.bucket.objects import Objects
 from kachery_p2p.bucket.pushing import push
 from kachery_p2p.bucket.urls import parse_bucket_url
+from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.wire.bucket_messages import BUCKET_OPERATIONS
 from tests.transfer.bucket_nodes import BucketMember
 from tests.transfer.test_transfer_authorisation import (
@@ -82,7 +83,9 @@ async def test_the_bucket_of_one_channel_is_not_that_of_another(
 async def test_absent_and_forbidden_are_answered_alike(keeper: Any, lab: Any) -> None:
     body = bodies(keeper)["bucket look"]
     texts = set()
-    for who, key in (("admin", "sha1/none"), ("removed", body["key"]), ("removed", "sha1/none")):
+    absent = layout.key_of(sha1_of(b"absent"))
+    asked = [("admin", absent), ("removed", body["key"]), ("removed", absent)]
+    for who, key in [*asked, ("admin", "hr/salaries.csv")]:
         with pytest.raises(BaseExceptionGroup) as caught:
             async with session_of(who, keeper, lab) as session:
                 await session.request("bucket look", {**body, "key": key}, 10)

@@ -21,10 +21,11 @@ from kachery_p2p.content.hashes import sha1_of
 from kachery_p2p.errors import (
     AllProvidersFailedError,
     NotFoundError,
+    PeerRefusedError,
 )
 from kachery_p2p.network.session import Session
 from tests.bucket.faulty import Faulty, Request, running_faulty, send, status
-from tests.transfer.bucket_nodes import LARGE, SMALL, BucketMember, new_url
+from tests.transfer.bucket_nodes import LARGE, SMALL, BucketMember, body, new_url, to
 from tests.transfer.conftest import LAB, Disk, Lab
 
 
@@ -247,3 +248,34 @@ async def test_own_credentials_that_are_refused_are_no_end(
         assert await at.reader.load(at.stored) == LARGE
         bad = [one for one in cloud.requests if "AKBAD" in one.headers.get("authorization", "")]
         assert 0 < len(bad) <= 4, "asked with them once in a while only"
+
+
+# --- what else lies there ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["bucket look", "bucket read"])
+@pytest.mark.parametrize("what", ["another channel", "its marker", "no kachery at all"])
+async def test_what_lies_below_the_prefix_and_is_not_the_channels_is_not_lent(
+    lab: Lab, cloud: Faulty, virtual_clock: MockClock, op: str, what: str
+) -> None:
+    content = sha1_of(SMALL)
+    key = {
+        "another channel": f"field/{layout.key_of(content)}",
+        "its marker": f"field/{layout.MARKER}",
+        "no kachery at all": "hr/salaries.csv",
+    }[what]
+    cloud.put(f"/lab/{key}", SMALL)
+    cloud.put(f"/lab/{layout.key_of(content)}", SMALL)
+    cloud.put(f"/lab/{layout.MARKER}", f"{LAB.id}\n".encode())
+    url = f"s3://lab?endpoint={cloud.url}"
+    provider = await lab.node("provider", kind=BucketMember)
+    assert isinstance(provider, BucketMember)
+    await provider.use(url, credentials=key_file(provider, "AKGOOD"), mirror="none")
+    mallory = await lab.node("mallory")
+    await lab.together(provider, mallory)
+    span = {"start": 0, "length": 10} if op == "bucket read" else {}
+    with pytest.raises(PeerRefusedError):
+        await to(mallory, provider).request(op, body(url, key=key, **span), 10)
+    # What is the channel's is lent.
+    own = body(url, key=layout.key_of(content), **span)
+    assert await to(mallory, provider).request(op, own, 10)

@@ -26,6 +26,7 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.node import mirroring
 from kachery_p2p.store.hashing import hash_bytes
+from kachery_p2p.transfer.sources import Answers
 from kachery_p2p.wire.bucket_messages import LEFT_OUT as TOLD_LEFT_OUT
 from kachery_p2p.wire.bucket_messages import QUEUED
 from tests.transfer.bucket_nodes import LARGE, SMALL, BucketMember, body, new_url, put_body, to
@@ -258,11 +259,11 @@ async def test_one_member_cannot_have_more_wishes_open_than_it_may(
     await trio.sleep(1)
     blocked = trio.Event()
 
-    async def find(*_: Any) -> list[Any]:
+    async def look(*_: Any) -> Answers:
         await blocked.wait()
-        return []
+        return Answers([], False, (), False)
 
-    monkeypatch.setattr(provider.holders, "find", find)
+    monkeypatch.setattr(provider.holders, "look", look)
     contents = [sha1_of(bytes([number])) for number in range(4)]
     session = to(member, provider)
     for content in contents[:3]:

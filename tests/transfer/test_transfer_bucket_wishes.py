@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from kachery_p2p.bucket import layout
 from kachery_p2p.bucket.credentials import Credentials
@@ -21,8 +22,6 @@ from kachery_p2p.wire.bucket_messages import LEFT_OUT as TOLD_LEFT_OUT
 from kachery_p2p.wire.bucket_messages import QUEUED, THERE
 from tests.transfer.bucket_nodes import SMALL, BucketMember, memory_bucket, new_url, put_body, to
 from tests.transfer.conftest import Disk, Lab
-
-pytestmark = pytest.mark.usefixtures("virtual_clock")
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ async def tried(node: BucketMember, content: ContentHash) -> Upload:
 
 
 async def test_what_was_taken_out_of_the_bucket_is_put_there_again_for_who_wishes_it(
-    lab: Lab, url: str, bucket: Objects
+    lab: Lab, url: str, bucket: Objects, virtual_clock: MockClock
 ) -> None:
     honest, node = await provider(lab, url), await member(lab, url)
     await lab.together(honest, node)
@@ -126,7 +125,7 @@ def own_copy() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
     "answers", [{"look": nothing}, own_copy()], ids=["shows nothing", "hands on its own"]
 )
 async def test_what_one_member_says_is_there_and_is_not_another_puts_there(
-    lab: Lab, url: str, bucket: Objects, answers: dict[str, Any]
+    lab: Lab, url: str, bucket: Objects, answers: dict[str, Any], virtual_clock: MockClock
 ) -> None:
     mallory, asked = await liar(lab, THERE, **answers)
     node, honest = await member(lab, url), await provider(lab, url)
@@ -137,7 +136,7 @@ async def test_what_one_member_says_is_there_and_is_not_another_puts_there(
 
 
 async def test_what_is_said_to_be_there_and_is_not_seen_there_is_not_done(
-    lab: Lab, url: str
+    lab: Lab, url: str, virtual_clock: MockClock
 ) -> None:
     mallory, asked = await liar(lab, THERE, look=nothing)
     node = await member(lab, url)
@@ -148,7 +147,7 @@ async def test_what_is_said_to_be_there_and_is_not_seen_there_is_not_done(
 
 
 async def test_another_content_that_is_shown_as_the_one_that_was_wished_is_not_believed(
-    lab: Lab, url: str
+    lab: Lab, url: str, virtual_clock: MockClock
 ) -> None:
     wrong = own_copy() | {"read": lambda asked: {"data": bytes(asked["length"])}}
     mallory, _ = await liar(lab, THERE, **wrong)
@@ -161,7 +160,7 @@ async def test_another_content_that_is_shown_as_the_one_that_was_wished_is_not_b
 
 
 async def test_what_one_member_does_not_put_there_another_does(
-    lab: Lab, url: str, bucket: Objects
+    lab: Lab, url: str, bucket: Objects, virtual_clock: MockClock
 ) -> None:
     mallory, asked = await liar(lab, TOLD_LEFT_OUT)
     node, honest = await member(lab, url), await provider(lab, url)
@@ -173,7 +172,12 @@ async def test_what_one_member_does_not_put_there_another_does(
 
 @pytest.mark.parametrize("said", ["", "later"])
 async def test_what_one_member_promises_for_ever_another_puts_there(
-    lab: Lab, url: str, bucket: Objects, monkeypatch: pytest.MonkeyPatch, said: str
+    lab: Lab,
+    url: str,
+    bucket: Objects,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    virtual_clock: MockClock,
 ) -> None:
     monkeypatch.setattr("kachery_p2p.node.asked_uploads.BUCKET_WISH_S_MIN", 2.0)
     mallory, asked = await liar(lab, QUEUED, said=said)
@@ -184,7 +188,9 @@ async def test_what_one_member_promises_for_ever_another_puts_there(
     assert asked and bucket.look(stored.content) is not None
 
 
-async def test_what_no_member_puts_there_is_left_out(lab: Lab, url: str) -> None:
+async def test_what_no_member_puts_there_is_left_out(
+    lab: Lab, url: str, virtual_clock: MockClock
+) -> None:
     one, _ = await liar(lab, TOLD_LEFT_OUT)
     other, asked = await liar(lab, TOLD_LEFT_OUT, "other")
     node = await member(lab, url)
@@ -202,7 +208,13 @@ async def test_what_no_member_puts_there_is_left_out(lab: Lab, url: str) -> None
     ids=["another size", "another root"],
 )
 async def test_another_object_of_that_name_is_no_fulfilled_wish(
-    lab: Lab, url: str, bucket: Objects, new_disk: Callable[..., Disk], junk: bytes, noted: Any
+    lab: Lab,
+    url: str,
+    bucket: Objects,
+    new_disk: Callable[..., Disk],
+    junk: bytes,
+    noted: Any,
+    virtual_clock: MockClock,
 ) -> None:
     honest, node = await provider(lab, url), await member(lab, url)
     await lab.together(honest, node)
