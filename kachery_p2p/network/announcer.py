@@ -4,7 +4,7 @@ Content is announced where it is granted, and only there. Each member gets one m
 a time, with up to ANNOUNCE_PREFIXES_MAX prefixes; it begins anew on each connection. What
 a member announces is noted within its allowance and bounds (`providers`), is never passed
 on unasked, and is forgotten with its connection. Nothing depends on any of it: whoever is
-looked for and not announced is found by asking everyone (`transfer/sources`).
+looked for and not announced is found by asking everyone (`transfer/holders`).
 """
 
 from __future__ import annotations

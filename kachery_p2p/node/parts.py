@@ -26,8 +26,8 @@ from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.batches import Batches
 from kachery_p2p.transfer.download import Downloads
 from kachery_p2p.transfer.given import Given
+from kachery_p2p.transfer.holders import Holders
 from kachery_p2p.transfer.serve import Server
-from kachery_p2p.transfer.sources import Holders
 
 if TYPE_CHECKING:
     from kachery_p2p.node.bucketing import Bucketing

@@ -42,8 +42,8 @@ from kachery_p2p.node.mirroring import Mirroring
 from kachery_p2p.node.parts import Parts
 from kachery_p2p.transfer.bucket_members import Wish
 from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.holders import Answers, Holders
 from kachery_p2p.transfer.only import Only
-from kachery_p2p.transfer.sources import Answers, Holders
 from kachery_p2p.wire import bucket_messages as told
 
 log = logging.getLogger(__name__)

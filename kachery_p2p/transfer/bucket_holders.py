@@ -14,9 +14,10 @@ from kachery_p2p.network.link import Link
 from kachery_p2p.network.sessions import Sessions
 from kachery_p2p.transfer.bucket_source import BucketSource
 from kachery_p2p.transfer.buckets import Buckets, Kept
+from kachery_p2p.transfer.holders import Answers, Holders
 from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.rounds import Announcements
-from kachery_p2p.transfer.sources import Answers, Claim, Holders
+from kachery_p2p.transfer.sources import Claim
 
 
 class HoldersAndBuckets(Holders):

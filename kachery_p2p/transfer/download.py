@@ -40,12 +40,13 @@ from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.buckets import Buckets
 from kachery_p2p.transfer.calls import Call, Transfer
 from kachery_p2p.transfer.fetch import Fetch
+from kachery_p2p.transfer.holders import Holders
 from kachery_p2p.transfer.liars import Liars, Lie
 from kachery_p2p.transfer.only import ANYONE, Only
 from kachery_p2p.transfer.partial_serving import Offers, PassingOn
 from kachery_p2p.transfer.progress import Snapshot, Tell
 from kachery_p2p.transfer.small import is_small
-from kachery_p2p.transfer.sources import Claim, Holders, LentSource, Source
+from kachery_p2p.transfer.sources import Claim, LentSource, Source
 from kachery_p2p.transfer.suppliers import Suppliers
 from kachery_p2p.transfer.whole import Wholes
 

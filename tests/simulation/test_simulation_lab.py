@@ -44,8 +44,8 @@ from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.hashing import hash_bytes
 from kachery_p2p.store.index import Index
 from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.holders import Holders
 from kachery_p2p.transfer.serve import Server
-from kachery_p2p.transfer.sources import Holders
 from kachery_p2p.wire.codec import FrameDecoder
 from kachery_p2p.wire.ranges import read_range_request
 

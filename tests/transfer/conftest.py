@@ -27,10 +27,10 @@ from kachery_p2p.store.blobs import BlobStore, Stored
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.store.index import Index
 from kachery_p2p.transfer.download import Downloads
+from kachery_p2p.transfer.holders import Holders
 from kachery_p2p.transfer.partial_serving import Offers
 from kachery_p2p.transfer.progress import View
 from kachery_p2p.transfer.serve import Server
-from kachery_p2p.transfer.sources import Holders
 
 LAB = Channel.shared(b"L" * 20, "lab")
 FIELD = Channel.shared(b"F" * 20, "field")

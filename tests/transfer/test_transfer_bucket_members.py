@@ -26,7 +26,7 @@ from kachery_p2p.errors import (
 )
 from kachery_p2p.node import mirroring
 from kachery_p2p.store.hashing import hash_bytes
-from kachery_p2p.transfer.sources import Answers
+from kachery_p2p.transfer.holders import Answers
 from kachery_p2p.wire.bucket_messages import LEFT_OUT as TOLD_LEFT_OUT
 from kachery_p2p.wire.bucket_messages import QUEUED
 from tests.transfer.bucket_nodes import LARGE, SMALL, BucketMember, body, new_url, put_body, to

@@ -25,8 +25,9 @@ from kachery_p2p.limits import (
 from kachery_p2p.network.catalogue import Catalogue, Telling
 from kachery_p2p.network.prefixes import prefix_of
 from kachery_p2p.network.providers import Providers
+from kachery_p2p.transfer.holders import Holders
 from kachery_p2p.transfer.rounds import Round
-from kachery_p2p.transfer.sources import Claim, Holders, Source
+from kachery_p2p.transfer.sources import Claim, Source
 
 LAB = Channel.shared(b"L" * 20, "lab")
 BYTES = hashlib.shake_128(b"holders").digest(40_000)
