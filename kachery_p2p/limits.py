@@ -186,9 +186,19 @@ DIALS_MAX = 16
 # And of nodes that others only told of, which may be nobody: no member waits behind these. As many,
 # because a cold start in a channel of 256 meets most members so; it is done in a few seconds.
 HEARSAY_DIALS_MAX = 16
-# A load that finds nobody waits this long for such nodes: honest ones are met by then, and whoever
-# invents new ones all day costs it no more.
+# How many of these may be begun at once, which is that cold start, and in each second after it.
+# Whoever invents ever new nodes chooses whom we knock at: at 4 x 16 addresses a second at most.
+HEARSAY_DIALS_AT_ONCE = PEERS_MAX
+HEARSAY_DIALS_PER_S = 4.0
+# A load that finds nobody waits this long for such nodes, and for a member to tell whom it knows:
+# honest ones are met, and have told, by then. Each node is awaited once: only a member that invents
+# ever new ones all day can make a load wait longer, and then as long as it may.
 HEARSAY_AWAITED_S = 5.0
+# A member that comes again is awaited again after this: one that never tells, and comes back all
+# day, costs loads a twelfth of their time, and not all of it.
+GREETING_AGAIN_S = 60.0
+# Nodes of which that is remembered: twice as many as can be connected.
+GREETINGS_MAX = 2 * PEERS_MAX
 # All addresses of one node together: a list of dead ones must not hold up the dials behind it.
 DIAL_NODE_S_MAX = 30.0
 # Redial backoff: doubles from the first to the last.
@@ -758,6 +768,9 @@ NEIGHBOURS_AT_ONCE_MAX = 64
 NEIGHBOUR_TAGS_MAX = 64
 # Tags are padded to a multiple of this, so that their number does not tell that of the channels.
 NEIGHBOUR_TAGS_GROUP = 4
+# Pointers to names that zeroconf may hear before it is set up anew: for each it plans a question,
+# which it cannot be made to forget. A lab of 64 says so many in days.
+NEIGHBOUR_POINTERS_MAX = 4_096
 # Neighbours whose packet was incomplete and who are asked for the rest, at once and how long.
 NEIGHBOUR_QUESTIONS_MAX = 8
 NEIGHBOUR_ANSWER_S_MAX = 2.0

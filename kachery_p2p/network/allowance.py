@@ -27,6 +27,11 @@ class TokenBucket:
         self._fill(now)
         return max(cost - self._left, 0.0) / self._per_s
 
+    def left(self, now: float) -> float:
+        """How much can be paid now."""
+        self._fill(now)
+        return self._left
+
     def pay(self, cost: float, now: float) -> None:
         """Take `cost` out, whether it is there or not."""
         self._fill(now)

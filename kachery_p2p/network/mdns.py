@@ -31,22 +31,23 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.neighbours import (
+    SERVICE_TYPE,
     Advert,
     Allowance,
     Neighbours,
     blinded_tags,
+    host_of,
+    name_of,
     padding_of,
     reachable_at,
 )
 from kachery_p2p.wire.rendezvous import days_at
 
 if TYPE_CHECKING:
-    from zeroconf import ServiceStateChange, Zeroconf
+    from zeroconf import Zeroconf
     from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 log = logging.getLogger(__name__)
-
-SERVICE_TYPE = "_kachery-p2p._tcp.local."
 
 
 class LocalNetwork:
@@ -115,7 +116,8 @@ class LocalNetwork:
             if about != (keys, days, addresses):
                 about = (keys, days, addresses)
                 responder.tell(self._publication(keys, days, addresses))
-                self._note(self._neighbours.members(keys, days))
+            # Each time: the book forgets hearsay, and takes none while it is full.
+            self._note(self._neighbours.members(keys, days))
             with trio.move_on_after(NEIGHBOURS_REFRESH_S):
                 await self._wake.wait()
 
@@ -135,7 +137,7 @@ class LocalNetwork:
 
     def _note(self, members: Sequence[Advert]) -> None:
         for advert in members:
-            self._book.add(advert.node, advert.addresses, way="local network")
+            self._book.add(advert.node, advert.addresses, teller="local network")
         if members:
             self._found()
 
@@ -207,20 +209,27 @@ class Responder:
 
     async def _be_there(self) -> None:
         from zeroconf import InterfaceChoice, IPVersion
-        from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+        from zeroconf.asyncio import AsyncZeroconf
+
+        from kachery_p2p.network.mdns_records import Browsing
 
         # It logs what packets hold; what went wrong reaches us as exceptions.
         logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
         self._changed = asyncio.Event()
         self._allowance = Allowance(time.monotonic())
         self._asking: set[asyncio.Task[None]] = set()
+        # Names that were looked up, and names that wait for it, the latest last.
+        self._looked_up: OrderedDict[str, None] = OrderedDict()
         self._missed: OrderedDict[str, None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
         interfaces = list(self._interfaces) if self._interfaces else InterfaceChoice.All
         zeroconf = AsyncZeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only)
         try:
+            self._browsing = Browsing(
+                zeroconf.zeroconf, partial(self._on_change, zeroconf.zeroconf)
+            )
             await zeroconf.zeroconf.async_wait_for_start()
-            AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._on_change])
+            self._browsing.begin()
             await self._publish_until_stopped(zeroconf)
         finally:
             with contextlib.suppress(TimeoutError):
@@ -259,24 +268,21 @@ class Responder:
             await zeroconf.async_update_service(info)
         return info
 
-    def _on_change(
-        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
-    ) -> None:
-        from zeroconf import ServiceStateChange
-
-        # The pointer of a stranger may name anything, of any type.
-        if state_change is ServiceStateChange.Removed or not name.endswith(f".{SERVICE_TYPE}"):
-            return
+    def _on_change(self, zeroconf: Zeroconf, name: str) -> None:
         if self._allowance.spend(time.monotonic()):
             self._look_up(zeroconf, name)
             return
         # It may be a member that was drowned out, and it will not say so again for an hour.
         if not self._missed:
             asyncio.get_running_loop().call_later(1.0, self._catch_up, zeroconf)
-        self._missed[name] = None
-        self._missed.move_to_end(name)
-        if len(self._missed) > NEIGHBOURS_MAX:
-            self._missed.popitem(last=False)
+        self._remember(name, self._missed)
+
+    def _remember(self, name: str, names: OrderedDict[str, None]) -> None:
+        """The latest NEIGHBOURS_MAX of them: of others zeroconf keeps nothing either."""
+        names[name] = None
+        names.move_to_end(name)
+        if len(names) > NEIGHBOURS_MAX:
+            self._browsing.forget(names.popitem(last=False)[0])
 
     def _catch_up(self, zeroconf: Zeroconf) -> None:
         """Look up who was missed, the latest first: the first were those who made the noise."""
@@ -293,6 +299,7 @@ class Responder:
 
         # zeroconf forgets which names it has told us of only if we return: what is raised at one
         # stranger's name would be raised before every later one, and nobody be heard any more.
+        self._remember(name, self._looked_up)
         with _unheard():
             info = AsyncServiceInfo(SERVICE_TYPE, name)
             if info.load_from_cache(zeroconf):
@@ -340,9 +347,9 @@ def _service_info(publication: Publication) -> AsyncServiceInfo:
     properties: dict[Any, Any] = dict(publication.advert.properties())
     return AsyncServiceInfo(
         SERVICE_TYPE,
-        f"{node.peer_id}.{SERVICE_TYPE}",
+        name_of(node),
         port=publication.port,
         properties=properties,
-        server=f"kp2p-{node[:16]}.local.",
+        server=host_of(node),
         parsed_addresses=list(publication.hosts),
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from kachery_p2p.limits import (
 )
 from kachery_p2p.network.multiaddrs import address_of, parse_address
 
+SERVICE_TYPE = "_kachery-p2p._tcp.local."
 VERSION = b"1"
 TAG_BYTES = 16
 
@@ -40,6 +42,32 @@ _PADDING_TAG = b"kp2p-mdns-padding/1\0"
 # A TXT string has at most 255 bytes: a group of tags and its key have 67.
 _GROUP_BYTES = NEIGHBOUR_TAGS_GROUP * TAG_BYTES
 _GROUPS_MAX = NEIGHBOUR_TAGS_MAX // NEIGHBOUR_TAGS_GROUP
+
+_HOST = re.compile(r"kp2p-[0-9a-f]{16}\.local\.")
+
+
+def name_of(node: NodeId) -> str:
+    """What `node` calls its service."""
+    return f"{node.peer_id}.{SERVICE_TYPE}"
+
+
+def node_of(name: str) -> NodeId | None:
+    """The node that calls its service so; None for any other name."""
+    try:
+        node = NodeId.parse(name.partition(".")[0])
+    except ConfigError:
+        return None
+    return node if name == name_of(node) else None
+
+
+def host_of(node: NodeId) -> str:
+    """What `node` calls its computer."""
+    return f"kp2p-{node[:16]}.local."
+
+
+def is_host(name: str) -> bool:
+    """True if a node may call its computer so."""
+    return _HOST.fullmatch(name) is not None
 
 
 def blinded_tag(discovery_key: bytes, day: int, node: NodeId) -> bytes:

@@ -294,7 +294,7 @@ class Rendezvous:
             except ProtocolError as error:
                 log.debug("an introducer told: %s", error)
                 continue
-            self._book.add(entry.node, entry.addresses, way="introducer")
+            self._book.add(entry.node, entry.addresses, teller="introducer")
         self._found()
 
 

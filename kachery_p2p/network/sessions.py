@@ -20,23 +20,21 @@ from kachery_p2p.errors import (
     PeerBusyError,
     PeerError,
     PeerRefusedError,
-    PeerUnreachableError,
     ProtocolVersionError,
 )
 from kachery_p2p.identity.keys import NodeId
 from kachery_p2p.limits import (
     ADDRESSES_PER_NODE_MAX,
-    DIAL_NODE_S_MAX,
-    DIALS_MAX,
-    HEARSAY_DIALS_MAX,
     LABEL_CHARS_MAX,
     LEAVE_S_MAX,
     MEMBERS_REFRESH_S,
     PEERS_MAX,
     REQUEST_S_MAX,
 )
+from kachery_p2p.network.dials import Dial, Dials
 from kachery_p2p.network.discovery import AddressBook
 from kachery_p2p.network.failures import one_error
+from kachery_p2p.network.greetings import Greetings
 from kachery_p2p.network.histories import Histories
 from kachery_p2p.network.link import CONTROL, Link, Stream
 from kachery_p2p.network.meeting import Me, meet
@@ -75,10 +73,10 @@ class Sessions:
             "entries": histories.entries,
         }
         self._changed = trio.Event()
+        self._dials = Dials(link)
         self._dial_now = trio.Event()
         self._dialled_once = False
-        # Sessions of which we have not heard yet whom they know.
-        self._greeting = 0
+        self._greetings = Greetings()
         # How many control streams to a node are being opened, proved or used.
         self._meetings: dict[NodeId, int] = {}
         self._open = False
@@ -119,10 +117,11 @@ class Sessions:
     def settled(self) -> bool:
         """True when everyone we know of, or will be told of, has been dialled at least once.
 
-        Who is only hearsay is not waited for longer than HEARSAY_AWAITED_S.
+        Who is only hearsay, and who does not tell, is waited for HEARSAY_AWAITED_S at most.
         """
-        greeted = self._dialled_once and not self._greeting
-        return greeted and self.book.settled(trio.current_time())
+        now = trio.current_time()
+        greeted = self._dialled_once and self._greetings.awaited_until(now) <= now
+        return greeted and self.book.settled(now)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -174,7 +173,9 @@ class Sessions:
         session = Session(stream, met, self._me.memberships)
         session.place = self._link.place_of(stream.peer)
         # From the moment it is there, so that nobody believes all members to be known.
-        self._greeting += 1
+        self._greetings.begin(session.peer, trio.current_time())
+        # Whoever waits is told when it is awaited no more.
+        self._dial_now.set()
         try:
             with one_error():
                 async with trio.open_nursery() as nursery:
@@ -202,7 +203,7 @@ class Sessions:
             session.judge()
             await self._get_to_know(session)
         finally:
-            self._greeting -= 1
+            self._greetings.end(session.peer)
             self._tell_changed()
 
     def _keep(self, session: Session) -> bool:
@@ -222,6 +223,7 @@ class Sessions:
                 return False
             present.end()
         self._sessions[session.peer] = session
+        self._dials.give_up(session.peer)
         self.problems.pop(session.peer, None)
         self.book.reached(session.peer, trio.current_time())
         self._tell_changed()
@@ -251,11 +253,13 @@ class Sessions:
         for channel in sorted(session.channels):
             answer = await session.request("members", {"channel": channel}, REQUEST_S_MAX)
             for member in answer["members"]:
-                self.book.add(NodeId.of_raw(member["node"]), member["addresses"])
+                node = NodeId.of_raw(member["node"])
+                self.book.add(node, member["addresses"], teller=session.peer)
         self._dial_now.set()
 
     def _joined(self, channel: Channel) -> None:
         """Whoever is connected may be in the new channel too: both prove it on a new stream."""
+        self._greetings.begin_anew()
         for session in self.all():
             if not session.has_proved(channel.id):
                 session.end()
@@ -299,30 +303,35 @@ class Sessions:
     # --- dialling ---------------------------------------------------------------------------------
 
     async def _dial_for_ever(self) -> None:
-        limit, hearsay = trio.CapacityLimiter(DIALS_MAX), trio.CapacityLimiter(HEARSAY_DIALS_MAX)
         async with trio.open_nursery() as nursery:
             while True:
                 self._dial_now = trio.Event()
-                for node, addresses in self.book.due(trio.current_time()):
-                    its = limit if self.book.is_vouched(node) else hearsay
-                    nursery.start_soon(self._dial, node, addresses, its)
+                now = trio.current_time()
+                for node, addresses in self.book.due(now, *self._dials.room(now)):
+                    hearsay = not self.book.is_vouched(node)
+                    dial = self._dials.begin(node, now, is_hearsay=hearsay)
+                    nursery.start_soon(self._dial, node, addresses, dial)
                 self._dialled_once = True
                 self._tell_changed()
-                wait_s = self.book.next_due_at(trio.current_time()) - trio.current_time()
-                with trio.move_on_after(max(wait_s, 0.05)):
+                with trio.move_on_after(max(self._look_again_at(now) - now, 0.05)):
                     await self._dial_now.wait()
 
-    async def _dial(
-        self, node: NodeId, addresses: tuple[str, ...], limit: trio.CapacityLimiter
-    ) -> None:
+    def _look_again_at(self, now: float) -> float:
+        waits = [self._greetings.awaited_until(now) - now, self._dials.wait_s(now)]
+        return min([self.book.next_due_at(now), *(now + wait_s for wait_s in waits if wait_s > 0)])
+
+    async def _dial(self, node: NodeId, addresses: tuple[str, ...], dial: Dial) -> None:
         met = trio.Event()
         try:
             async with self._meeting(node):
-                async with limit:
-                    if node in self._sessions:
-                        # It came by itself, or was named meanwhile.
-                        return
-                    stream = await self._open_control(node, addresses)
+                try:
+                    stream = await self._dials.open_control(node, addresses, dial)
+                finally:
+                    # There is room for another.
+                    self._dial_now.set()
+                if stream is None:
+                    # It came by itself, or is dialled anew.
+                    return
                 try:
                     await self._converse(stream, met)
                 finally:
@@ -350,17 +359,6 @@ class Sessions:
 
     def _jitter(self) -> float:
         return self._me.random(1)[0] / 255
-
-    async def _open_control(self, node: NodeId, addresses: tuple[str, ...]) -> Stream:
-        why: PeerError = PeerUnreachableError("no address of it is known")
-        with trio.move_on_after(DIAL_NODE_S_MAX):
-            for address in addresses:
-                try:
-                    await self._link.connect(address)
-                    return await self._link.open_stream(node, CONTROL)
-                except PeerError as error:
-                    why = error
-        raise why
 
     async def _refresh_for_ever(self) -> None:
         """Ask one member after the other whom it knows: it may reach those we have not met."""

@@ -31,7 +31,7 @@ class Finding:
             parts.key,
             sessions.book,
             channels=lambda: parts.channels,
-            introducers=lambda: parts.bootstrap,
+            introducers=self._introducers,
             is_lonely=self._is_lonely,
             found=sessions.look_again,
             random=os.urandom,
@@ -49,8 +49,12 @@ class Finding:
     @property
     def settled(self) -> bool:
         """True when every introducer has been asked once."""
-        asked = self.rendezvous.settled or not self._parts.bootstrap
+        asked = self.rendezvous.settled or not self._introducers()
         return asked and self.places.settled
+
+    def _introducers(self) -> tuple[str, ...]:
+        """Whoever is named anywhere may be one."""
+        return (*self._parts.bootstrap, *self._parts.invited_at)
 
     async def _meet(self, kind: str, host: str, port: int) -> NodeId:
         # The link has imported it by now: it is the one file that knows libp2p.

@@ -131,6 +131,8 @@ def _address_book(parts: Parts) -> AddressBook:
     book = AddressBook(parts.node_id)
     for node, addresses in load_peers(parts.config.peers_path).items():
         book.add(node, addresses, proved=True)
+    for address in parts.invited_at:
+        book.add(_node_in(address), [address], proved=True, by_invite=True)
     for address in parts.bootstrap:
         book.add(_node_in(address), [address], by_user=True)
     return book

@@ -150,7 +150,7 @@ def _make_private(config_dir: str) -> None:
 def _prepare(config: NodeConfig, announce: Announce) -> tuple[Parts, NodeKey]:
     """Keys, channels and the store: everything on disk, before any door opens."""
     key = load_or_create(config.config_dir)
-    memberships, bootstrap = _memberships(config, announce)
+    memberships, bootstrap, invited_at = _memberships(config, announce)
     try:
         os.makedirs(config.storage_dir, exist_ok=True)
     except OSError as error:
@@ -159,22 +159,29 @@ def _prepare(config: NodeConfig, announce: Announce) -> tuple[Parts, NodeKey]:
             hint="choose another with --storage-dir or KACHERY_STORAGE_DIR",
         ) from error
     blobs = BlobStore(config.storage_dir, Index(config.index_path))
-    parts = Parts(config, key, memberships, bootstrap, blobs, Grants(config.grants_path))
-    return parts, key
+    grants = Grants(config.grants_path)
+    return Parts(config, key, memberships, bootstrap, blobs, grants, invited_at), key
 
 
-def _memberships(config: NodeConfig, announce: Announce) -> tuple[Memberships, tuple[str, ...]]:
-    """The channels asked for, joining them if need be, and those joined earlier; whom to dial."""
+def _memberships(
+    config: NodeConfig, announce: Announce
+) -> tuple[Memberships, tuple[str, ...], tuple[str, ...]]:
+    """The channels asked for, joining them if need be, and those joined earlier; whom to dial.
+
+    Last the addresses that invites told: owned channels have no others of their own.
+    """
     for name in config.channels:
         environ = config.environment()
         resolve(name, config.config_dir, os.getcwd(), environ, announce, config.label)
     known = joined(config.config_dir)
     channels = tuple(load_channel(config.config_dir, channel.name) for channel in known)
-    told = [address for channel in known for address in channel.bootstrap]
+    told = [address for c in known if c.kind != OWNED for address in c.bootstrap]
+    invited_at = tuple(address for c in known if c.kind == OWNED for address in c.bootstrap)
     histories = [load_history(config.config_dir, c.name) for c in known if c.kind == OWNED]
     told += [address for history in histories for address in history.roster.bootstrap]
     given = addresses_in(config.bootstrap, config.places_path)
-    return Memberships(channels, histories), tuple(dict.fromkeys([*given, *told]))
+    bootstrap = tuple(dict.fromkeys([*given, *told]))
+    return Memberships(channels, histories), bootstrap, invited_at
 
 
 # --- parts that run for ever -------------------------------------------------------------

@@ -82,6 +82,7 @@ class Parts:
         bootstrap: Sequence[str],
         blobs: BlobStore,
         grants: Grants,
+        invited_at: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.key = key
@@ -89,6 +90,8 @@ class Parts:
         self.memberships = memberships
         # Addresses of members that the user or a channel file named.
         self.bootstrap = bootstrap
+        # Those of members that an invite named: they stay, and are no wish of the user.
+        self.invited_at = invited_at
         self.blobs = blobs
         self.grants = grants
         self.pace = Pace.limited(config.max_upload, config.max_download)

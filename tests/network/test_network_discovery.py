@@ -25,7 +25,7 @@ def address(number: int, port: int = 1) -> str:
     return str(address_of("10.0.0.1", port, node(number)))
 
 
-ME, ALICE, BOB = 0, 1, 2
+ME, ALICE, BOB, MALLORY = 0, 1, 2, 3
 
 
 def book() -> AddressBook:
@@ -114,7 +114,7 @@ def test_hearsay_with_ever_new_ports_does_not_undo_the_backoff() -> None:
     dials = 0
     for packet in range(160):
         now = packet / 16
-        made.add(node(ALICE), [address(ALICE, port=1 + packet)], way="local network")
+        made.add(node(ALICE), [address(ALICE, port=1 + packet)], teller="local network")
         for who in due(made, now):
             dials += 1
             made.failed(who, now, 1.0)
@@ -124,20 +124,40 @@ def test_hearsay_with_ever_new_ports_does_not_undo_the_backoff() -> None:
 
 def test_hearsay_of_one_way_does_not_push_out_what_came_another_way() -> None:
     made = book()
-    made.add(node(ALICE), [address(ALICE, port=7)], way="introducer")
-    made.add(node(ALICE), [address(ALICE, port=8)], way="members")
+    made.add(node(ALICE), [address(ALICE, port=7)], teller="introducer")
+    made.add(node(ALICE), [address(ALICE, port=8)], teller="somebody")
     lies = [address(ALICE, port=1000 + n) for n in range(100)]
-    made.add(node(ALICE), lies, way="local network")
+    made.add(node(ALICE), lies, teller="local network")
     addresses = made.addresses_of(node(ALICE))
     assert set(addresses[:3]) == {address(ALICE, port=7), address(ALICE, port=8), lies[0]}
     assert len(addresses) == ADDRESSES_PER_NODE_MAX
+
+
+def test_hearsay_of_one_member_does_not_push_out_that_of_another() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE, port=7)], teller=node(BOB))
+    for liar in range(3):
+        lies = [address(ALICE, port=100 * liar + 100 + n) for n in range(100)]
+        made.add(node(ALICE), lies, teller=node(MALLORY + liar))
+    assert address(ALICE, port=7) in made.addresses_of(node(ALICE))
+    assert len(made.addresses_of(node(ALICE))) == ADDRESSES_PER_NODE_MAX
+
+
+def test_a_thousand_tellers_cost_no_more_than_sixteen() -> None:
+    made = book()
+    for teller in range(10, 1010):
+        lies = [address(ALICE, port=teller), address(ALICE, port=teller + 5000)]
+        made.add(node(ALICE), lies, teller=node(teller))
+    kept = made._contacts[node(ALICE)].hearsay
+    assert len(kept) == ADDRESSES_PER_NODE_MAX
+    assert sum(len(its) for its in kept.values()) == ADDRESSES_PER_NODE_MAX
 
 
 def test_only_what_a_member_told_itself_is_known_to_the_next_run() -> None:
     """Hearsay once came back from the disk as the member's own word."""
     made = book()
     made.add(node(ALICE), [address(ALICE)], proved=True)
-    made.add(node(ALICE), [address(ALICE, port=22)], way="local network")
+    made.add(node(ALICE), [address(ALICE, port=22)], teller="local network")
     made.add(node(BOB), [address(BOB)])
     made.reached(node(BOB), 0)
     assert made.known() == {node(ALICE): (address(ALICE),), node(BOB): ()}
@@ -163,6 +183,18 @@ def test_what_an_invite_told_stays_and_is_no_wish_of_the_user() -> None:
     assert made.unreached_by_user() == ()
 
 
+def test_a_node_that_tells_sixteen_addresses_does_not_push_out_what_the_user_named() -> None:
+    made = book()
+    made.add(node(ALICE), [address(ALICE, port=1)], by_user=True)
+    told = [address(ALICE, port=100 + n) for n in range(ADDRESSES_PER_NODE_MAX)]
+    for _ in range(2):
+        made.due(0)
+        made.failed(node(ALICE), 0, 1.0)
+        made.add(node(ALICE), told, proved=True)
+    assert made.addresses_of(node(ALICE)) == (*told[:-1], address(ALICE, port=1))
+    assert due(made, 0) == [], "what there is no room for is no news"
+
+
 def test_who_waits_for_its_dial_as_hearsay_and_is_vouched_for_is_dialled_at_once() -> None:
     made = book()
     made.add(node(ALICE), [address(ALICE)])
@@ -172,6 +204,58 @@ def test_who_waits_for_its_dial_as_hearsay_and_is_vouched_for_is_dialled_at_once
     assert made.is_vouched(node(ALICE))
     assert due(made, 0) == [node(ALICE)]
     assert due(made, 0) == []
+
+
+def test_only_as_many_are_dialled_as_there_is_room_for_and_the_others_wait_in_the_book() -> None:
+    made = book()
+    for number in range(10, 20):
+        made.add(node(number), [address(number)], proved=True)
+        made.add(node(number + 10), [address(number + 10)])
+    begun = [who for who, _ in made.due(0, room=3, hearsay_room=2)]
+    assert [made.is_vouched(who) for who in begun] == [True] * 3 + [False] * 2
+    assert made.due(0, room=0, hearsay_room=0) == []
+    assert made.next_due_at(0) == HEARSAY_AWAITED_S, "no need to look before a dial has ended"
+    made.reached(node(13), 0)
+    assert node(13) not in due(made, 0), "it came by itself, and is dialled no more"
+
+
+def test_whom_the_user_named_goes_before_members_of_earlier_runs() -> None:
+    """A bootstrap node once waited for minutes behind 200 members that were gone."""
+    made = book()
+    for number in range(10, 10 + 200):
+        made.add(node(number), [address(number)], proved=True)
+    made.add(node(ALICE), [address(ALICE)], by_user=True)
+    made.failed(node(ALICE), 0, 1.0)
+    assert made.due(60, room=1) == [(node(ALICE), (address(ALICE),))]
+
+
+def test_tellers_take_turns() -> None:
+    """One member that told of 200 nodes once made those of others wait for ten minutes."""
+    made = book()
+    for number in range(10, 10 + 200):
+        made.add(node(number), [address(number)], teller=node(MALLORY))
+    begun = [who for who, _ in made.due(0, hearsay_room=16)]
+    made.add(node(BOB), [address(BOB)], teller=node(ALICE))
+    made.failed(begun[0], 1, 1.0)
+    assert made.due(1, hearsay_room=1) == [(node(BOB), (address(BOB),))]
+
+
+def test_each_dial_begins_one_address_further_until_there_is_news() -> None:
+    """Three addresses that swallow packets once used up the time of every dial."""
+    made = book()
+    ports = [address(ALICE, port=n) for n in (1, 2, 3)]
+    made.add(node(ALICE), ports, proved=True)
+    firsts = []
+    for dial in range(4):
+        firsts.append(made.due(100 * dial)[0][1][0])
+        made.failed(node(ALICE), 100 * dial, 1.0)
+    assert firsts == [*ports, ports[0]]
+    made.add(node(ALICE), [address(ALICE, port=4), *ports], proved=True)
+    assert made.due(400)[0][1][0] == address(ALICE, port=4)
+    made.failed(node(ALICE), 400, 1.0)
+    made.reached(node(ALICE), 500)
+    made.lost(node(ALICE), 600, 1.0)
+    assert made.due(700)[0][1][0] == address(ALICE, port=4), "it was reached there"
 
 
 def test_hearsay_is_not_awaited_for_long_and_who_is_vouched_for_is() -> None:
@@ -223,6 +307,73 @@ def test_in_a_book_full_of_hearsay_there_is_room_for_a_member_and_for_whom_the_u
     made.add(node(BOB), [address(BOB)], by_user=True)
     assert made.addresses_of(node(ALICE)) and made.addresses_of(node(BOB))
     assert set(due(made, 0)[:2]) == {node(ALICE), node(BOB)}, "and they are dialled first"
+
+
+def test_in_a_full_book_whoever_told_of_most_gives_way() -> None:
+    """One member that invented as many nodes as fit once kept out all that others told of."""
+    made = book()
+    for number in range(10, 10 + PEERS_MAX):
+        made.add(node(number), [address(number)], teller=node(MALLORY))
+    made.add(node(BOB), [address(BOB)], teller=node(ALICE))
+    assert made.addresses_of(node(BOB))
+    made.add(node(9), [address(9)], teller=node(MALLORY))
+    assert not made.addresses_of(node(9)), "not for one more of its own"
+    for number in range(1000, 1000 + PEERS_MAX):
+        made.add(node(number), [address(number)], teller=node(ALICE))
+    of_mallory = [n for n in range(10, 10 + PEERS_MAX) if made.addresses_of(node(n))]
+    assert len(of_mallory) == PEERS_MAX // 2, "until both have told of as many"
+
+
+def test_whom_a_second_teller_knows_too_is_not_of_the_firsts_crowd() -> None:
+    made, both = book(), 5000
+    made.add(node(both), [address(both)], teller=node(MALLORY))
+    for number in range(10, 10 + PEERS_MAX):
+        made.add(node(number), [address(number)], teller=node(MALLORY))
+    made.add(node(both), [address(both)], teller=node(ALICE))
+    for number in range(1000, 1000 + PEERS_MAX):
+        made.add(node(number), [address(number)], teller=node(number))
+    assert made.addresses_of(node(both))
+
+
+def gone_members(count: int) -> AddressBook:
+    """A book of members that were reached one after the other, and never again."""
+    made = book()
+    for number in range(10, 10 + count):
+        made.add(node(number), [address(number)], proved=True)
+        made.reached(node(number), number)
+        made.lost(node(number), number, 1.0)
+        for _ in range(16):
+            made.failed(node(number), 2000, 1.0)
+    return made
+
+
+def test_members_that_are_gone_give_way_to_new_ones_the_longest_gone_first() -> None:
+    """256 members that came and went once filled the book for ever."""
+    made = gone_members(PEERS_MAX)
+    made.reached(node(10), 3000)
+    made.add(node(11), [], by_user=True)
+    made.add(node(ALICE), [address(ALICE)], proved=True)
+    assert made.addresses_of(node(ALICE))
+    gone = [n for n in range(10, 10 + PEERS_MAX) if not made.addresses_of(node(n))]
+    assert gone == [12], "neither who is here, nor whom the user named"
+
+
+def test_who_was_reached_of_late_does_not_give_way() -> None:
+    made = book()
+    for number in range(10, 10 + PEERS_MAX):
+        made.add(node(number), [address(number)], proved=True)
+        made.failed(node(number), 0, 1.0)
+    made.add(node(ALICE), [address(ALICE)], proved=True)
+    assert not made.addresses_of(node(ALICE))
+
+
+def test_hearsay_has_one_place_in_a_book_full_of_members_that_are_gone() -> None:
+    """Otherwise whoever invents nodes would make the others forget each other."""
+    made = gone_members(PEERS_MAX)
+    for number in (ALICE, BOB):
+        made.add(node(number), [address(number)])
+    assert made.addresses_of(node(ALICE)) and not made.addresses_of(node(BOB))
+    assert len(made.known()) == PEERS_MAX - 1
 
 
 def test_hearsay_that_failed_makes_room_for_other_hearsay() -> None:

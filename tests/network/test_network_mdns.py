@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from kachery_p2p.channels.channel import Channel
 from kachery_p2p.identity.keys import NODE_KEY_BYTES, NodeId, NodeKey
@@ -26,20 +31,25 @@ from kachery_p2p.limits import (
     NEIGHBOURS_LEAVE_S_MAX,
     NEIGHBOURS_MAX,
     NEIGHBOURS_PER_S_MAX,
+    NEIGHBOURS_REFRESH_S,
 )
 from kachery_p2p.network.discovery import AddressBook
-from kachery_p2p.network.mdns import SERVICE_TYPE, LocalNetwork, Publication, _service_info
+from kachery_p2p.network.mdns import LocalNetwork, Publication, Responder, _service_info
 from kachery_p2p.network.multiaddrs import address_of
 from kachery_p2p.network.neighbours import (
+    SERVICE_TYPE,
     TAG_BYTES,
     Advert,
     Allowance,
     Neighbours,
     blinded_tag,
     blinded_tags,
+    host_of,
+    name_of,
     padding_of,
     reachable_at,
 )
+from kachery_p2p.wire.rendezvous import days_at
 
 VECTORS: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "vectors/rendezvous.json").read_text()
@@ -422,16 +432,15 @@ def shout_junk() -> None:
 
     packets = [os.urandom(size) for size in range(0, 1400, 9)]
     for number in range(1000):
-        name = f"{number}.{SERVICE_TYPE}"
+        who = NodeId.of_raw(os.urandom(32))
+        name = name_of(who)
         out = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
         out.add_answer_at_time(DNSPointer(SERVICE_TYPE, _TYPE_PTR, _CLASS_IN, 120, name), 0)
-        service = DNSService(name, _TYPE_SRV, _CLASS_IN, 120, 0, 0, number, f"{number}.local.")
+        service = DNSService(name, _TYPE_SRV, _CLASS_IN, 120, 0, 0, number, host_of(who))
         out.add_answer_at_time(service, 0)
         lie = b"\x03v=1" + bytes([67]) + b"id=" + os.urandom(32).hex().encode()
         lie += bytes([67]) + b"t0=" + os.urandom(64 if number % 2 else 3)
-        host = DNSAddress(
-            f"{number}.local.", _TYPE_A, _CLASS_IN, 120, bytes([192, 0, 2, number % 250])
-        )
+        host = DNSAddress(host_of(who), _TYPE_A, _CLASS_IN, 120, bytes([192, 0, 2, number % 250]))
         out.add_answer_at_time(host, 0)
         out.add_answer_at_time(DNSText(name, _TYPE_TXT, _CLASS_IN, 120, lie), 0)
         packets += out.packets()
@@ -519,3 +528,169 @@ def test_zeroconf_is_not_imported_before_the_local_network_is_entered() -> None:
 def test_every_tag_has_the_size_that_the_protocol_says() -> None:
     assert TAG_BYTES == 16
     assert all(len(tag) == TAG_BYTES for tag in advert(1, *KEYS).tags)
+
+
+def test_only_what_a_node_can_have_told_is_kept() -> None:
+    """Else one host with 9,000 services of strangers, and a packet of addresses, cost 6 seconds."""
+    from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
+    from zeroconf.const import _CLASS_IN, _TYPE_A, _TYPE_PTR, _TYPE_SRV, _TYPE_TXT
+
+    from kachery_p2p.network.mdns_records import is_kept
+
+    def pointer(name: str, service: str = SERVICE_TYPE) -> DNSPointer:
+        return DNSPointer(service, _TYPE_PTR, _CLASS_IN, 60, name)
+
+    def service(name: str, host: str) -> DNSService:
+        return DNSService(name, _TYPE_SRV, _CLASS_IN, 60, 0, 0, 1, host)
+
+    def host(name: str) -> DNSAddress:
+        return DNSAddress(name, _TYPE_A, _CLASS_IN, 60, bytes([192, 0, 2, 1]))
+
+    def text(name: str) -> DNSText:
+        return DNSText(name, _TYPE_TXT, _CLASS_IN, 60, b"\x03v=1")
+
+    ours, theirs = name_of(NODE), host_of(NODE)
+    told = [pointer(ours), service(ours, theirs), host(theirs), text(ours)]
+    assert all(is_kept(record) for record in told)
+    names = [*NO_NAMES, "\ufffd" * 63 + f".{SERVICE_TYPE}", f"{NODE}.{SERVICE_TYPE}", f"x.{ours}"]
+    assert not any(is_kept(pointer(name)) or is_kept(text(name)) for name in names)
+    assert not is_kept(pointer(ours, SERVICE_TYPE.upper()))
+    assert not any(is_kept(service(name, theirs)) for name in names)
+    assert not any(is_kept(service(ours, name)) for name in ["x.local.", host_of(node(9))])
+    assert not any(is_kept(host(name)) for name in ["x.local.", ours, theirs.upper()])
+
+
+class Heard:
+    """A zeroconf that hears what it is told here; 63 ! stand for bytes that are no UTF-8."""
+
+    def __init__(self) -> None:
+        from zeroconf.asyncio import AsyncZeroconf
+
+        from kachery_p2p.network.mdns_records import Browsing
+
+        self.names: list[str] = []
+        self.zeroconf = AsyncZeroconf(interfaces=LOOPBACK).zeroconf
+        self.browsing = Browsing(self.zeroconf, self.names.append)
+
+    def hear(self, *names: str, service: str = SERVICE_TYPE, ttl: int = 4500) -> None:
+        from zeroconf._dns import DNSPointer
+        from zeroconf._protocol.incoming import DNSIncoming
+        from zeroconf._protocol.outgoing import DNSOutgoing
+        from zeroconf.const import _CLASS_IN, _FLAGS_AA, _FLAGS_QR_RESPONSE, _TYPE_PTR
+
+        out = DNSOutgoing(_FLAGS_QR_RESPONSE | _FLAGS_AA)
+        for name in names:
+            out.add_answer_at_time(DNSPointer(service, _TYPE_PTR, _CLASS_IN, ttl, name), 0)
+        for packet in out.packets():
+            made = DNSIncoming(packet.replace(b"!" * 63, b"\xff" * 63))
+            self.zeroconf.record_manager.async_updates_from_response(made)
+
+    def pointers(self) -> set[str]:
+        kept = self.zeroconf.cache.async_entries_with_name(SERVICE_TYPE)
+        return {record.alias for record in kept}  # type: ignore[attr-defined]
+
+
+def in_a_responder(work: Callable[[Heard], Awaitable[None]]) -> None:
+    async def main() -> None:
+        heard = Heard()
+        try:
+            await work(heard)
+            await asyncio.sleep(0)
+        finally:
+            await heard.zeroconf._async_close()
+
+    asyncio.run(main())
+
+
+def test_of_a_name_that_is_none_nothing_is_said_again(multicast: None) -> None:
+    """63 bytes that are no UTF-8 are 189 when they are said again: zeroconf asked nothing more."""
+    from zeroconf import DNSQuestionType
+    from zeroconf._services.browser import generate_service_query
+
+    async def work(heard: Heard) -> None:
+        poison = "!" * 63 + f".{SERVICE_TYPE}"
+        heard.hear(poison)  # Before anybody looks, too.
+        await heard.zeroconf.async_wait_for_start()
+        heard.browsing.begin()
+        good = [name_of(node(n)) for n in (1, 2)]
+        heard.hear(poison, *good)
+        heard.hear(poison, service=SERVICE_TYPE.upper())
+        assert heard.names == good
+        assert heard.pointers() == set(good)
+        now = time.monotonic() * 1000
+        qm = DNSQuestionType.QM
+        questions = generate_service_query(heard.zeroconf, now, {SERVICE_TYPE}, True, qm)
+        assert all(len(packet) < 1500 for q in questions for packet in q.packets())
+        heard.browsing.forget(good[0])
+        assert heard.pointers() == {good[1]}
+
+    in_a_responder(work)
+
+
+def test_ever_new_names_are_not_planned_for_without_bound(
+    multicast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each cost memory for as long as its packet said, which may be 68 years."""
+    monkeypatch.setattr("kachery_p2p.network.mdns_records.NEIGHBOUR_POINTERS_MAX", 100)
+
+    async def work(heard: Heard) -> None:
+        await heard.zeroconf.async_wait_for_start()
+        heard.browsing.begin()
+        first = heard.browsing._browser
+        for number in range(0, 90, 10):
+            heard.hear(*(f"{number + n}.{SERVICE_TYPE}" for n in range(10)), ttl=0x7FFFFFFF)
+        assert heard.browsing._browser is first
+        for ttl in range(200, 220):
+            heard.hear(name_of(node(1)), ttl=ttl)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert heard.browsing._browser is not first
+        assert first is not None and first.done
+        heard.hear(name_of(node(2)))
+        assert heard.names[-1] == name_of(node(2)), "and it goes on"
+
+    in_a_responder(work)
+
+
+def test_of_more_names_than_are_remembered_zeroconf_forgets_the_first(
+    multicast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kachery_p2p.network.mdns.NEIGHBOURS_MAX", 4)
+
+    async def work(heard: Heard) -> None:
+        await heard.zeroconf.async_wait_for_start()
+        heard.browsing.begin()
+        responder = object.__new__(Responder)
+        responder._browsing = heard.browsing
+        looked_up: OrderedDict[str, None] = OrderedDict()
+        names = [name_of(node(n)) for n in range(1, 10)]
+        heard.hear(*names)
+        for name in [*names, names[-4]]:
+            responder._remember(name, looked_up)
+        assert heard.pointers() == set(names[-4:])
+        assert list(looked_up) == [*names[-3:], names[-4]]
+
+    in_a_responder(work)
+
+
+async def test_a_member_that_the_book_forgot_is_in_it_again_without_a_new_packet(
+    autojump_clock: MockClock,
+) -> None:
+    """Once it came back at midnight, when its tags were new."""
+    lab = fresh_channel()
+    alice, who = Neighbour(1, [lab]), node(7)
+    days = days_at(time.time())
+    tags = blinded_tags(who, [lab.discovery_key], days, lambda day: PADDING)
+    told = Advert(who, tags, (str(address_of("192.0.2.7", 20432, who)),))
+
+    hand_over, heard = trio.open_memory_channel[Advert](1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.network._listen, heard)
+        nursery.start_soon(alice.network._keep_up_to_date, Mock())
+        await hand_over.send(told)
+        await trio.sleep(1)
+        assert who in alice.knows()
+        del alice.book._contacts[who]
+        await trio.sleep(NEIGHBOURS_REFRESH_S)
+        assert who in alice.knows()
+        nursery.cancel_scope.cancel()
