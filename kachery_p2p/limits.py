@@ -368,6 +368,9 @@ SOURCE_REST_S = 0.5
 LIARS_MAX = 4_096
 # Full-size attempts on roots that only peers claim, before we give up.
 CLAIM_ATTEMPTS_MAX = 3
+# Roots of one content that one load tries in all, full-size or not: whoever reads a bucket for us
+# could name ever new ones.
+ROOTS_TRIED_MAX = 8
 # A data stream on which nothing is asked for this long is closed: its transfer is over or paused.
 STREAM_IDLE_S_MAX = 60.0
 # Data streams one peer may keep open at our side.

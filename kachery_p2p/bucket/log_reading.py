@@ -10,8 +10,8 @@ from kachery_p2p.bucket.log_layout import (
     head_key,
     segment_key,
 )
-from kachery_p2p.bucket.reading import Readable, believed
-from kachery_p2p.errors import BucketAnswerError, HeadError, LogFormatError, ProofError
+from kachery_p2p.bucket.reading import OF_WORDS, Readable, believed
+from kachery_p2p.errors import HeadError, LogFormatError, ProofError
 from kachery_p2p.limits import BUCKET_LOG_HEAD_BYTES_MAX
 from kachery_p2p.log.heads import LogId
 
@@ -31,7 +31,7 @@ def read_head(place: Readable, log: LogId) -> LogHead | None:
         return checked_head(place.read_whole(key, BUCKET_LOG_HEAD_BYTES_MAX), place.name, log)
 
     try:
-        return believed(place, [key], read, (BucketAnswerError, *OF_A_LIE))
+        return believed(place, [key], read, (*OF_WORDS, *OF_A_LIE))
     except AbsentError:
         return None
 
@@ -62,4 +62,4 @@ def read_segment(place: Readable, log: LogId, first: int, segment: Segment) -> l
             what = f"has something else as a segment of a log: {error}"
             raise wrong_answer(place.name, what) from None
 
-    return believed(place, [key], read, (BucketAnswerError,))
+    return believed(place, [key], read, OF_WORDS)

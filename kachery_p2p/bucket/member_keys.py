@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn, Protocol
 from kachery_p2p.bucket.faults import AbsentError, wrong_answer
 from kachery_p2p.bucket.home import Home
 from kachery_p2p.bucket.key_objects import KEYS, KeyObject
+from kachery_p2p.bucket.reading import OF_WORDS, Doubtable, believed
 from kachery_p2p.bucket.rings import SHARED_EPOCH, Ring, ring_of_keeper, ring_of_secret
 from kachery_p2p.bucket.sealed_reading import Keys
 from kachery_p2p.channels.channel import OWNED
@@ -33,7 +34,7 @@ from kachery_p2p.identity.keyring import load
 from kachery_p2p.limits import BUCKET_KEYS_BYTES_MAX, BUCKET_REST_S_MIN
 
 
-class Plain(Protocol):
+class Plain(Doubtable, Protocol):
     """A place of objects as they lie there; `Objects` can also write."""
 
     @property
@@ -180,12 +181,17 @@ class MemberKeys:
             # Threads that waited for this one need not each wait for the server again.
             raise error.with_traceback(None)
         try:
-            data = self._place.read_whole(KEYS, BUCKET_KEYS_BYTES_MAX)
+            return believed(self._place, [KEYS], self._read, OF_WORDS)
         except AbsentError:
             return None
+
+    def _read(self) -> KeyObject:
+        try:
+            data = self._place.read_whole(KEYS, BUCKET_KEYS_BYTES_MAX)
         except BucketError as failure:
             self._failed = (time.monotonic(), failure)
             raise
+        self._failed = (0.0, None)
         try:
             found = KeyObject.decode(data)
             found.verify(self._channel_id)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from kachery_p2p.bucket.faults import wrong_answer
 from kachery_p2p.content.hashes import ContentHash, Root
-from kachery_p2p.errors import KacheryError
+from kachery_p2p.errors import BucketAnswerError, BucketRefusedError, KacheryError
 
 
 class Meta(NamedTuple):
@@ -36,7 +36,14 @@ class Whose(Enum):
     NEW_MEMBERS = "new members"
 
 
-class Readable(Protocol):
+class Doubtable(Protocol):
+    """A place of objects that may be read through others."""
+
+    def disbelieve(self, keys: Collection[str]) -> Whose:
+        """What was said or handed over of these objects turned out wrong. Does not block."""
+
+
+class Readable(Doubtable, Protocol):
     """A bucket or a mirror, read by blocking calls, from any number of threads.
 
     All raise BucketErrors. What they hand over is of the right length, and else unverified.
@@ -62,15 +69,15 @@ class Readable(Protocol):
     def read_tables(self, root: Root, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of the chunk hashes of a content with this root."""
 
-    def disbelieve(self, keys: Collection[str]) -> Whose:
-        """What was said or handed over of these objects turned out wrong. Does not block."""
-
 
 Result = TypeVar("Result")
 
+# What may come of another's word: something else than was said, or a signature that is none.
+OF_WORDS = (BucketAnswerError, BucketRefusedError)
+
 
 def believed(
-    place: Readable,
+    place: Doubtable,
     keys: Collection[str],
     read: Callable[[], Result],
     wrong: tuple[type[KacheryError], ...],

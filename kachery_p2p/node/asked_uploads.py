@@ -128,7 +128,7 @@ class AskedUploads:
             return True
         others = [node for node in await self._members.readers() if node != by]
         failure: BucketError | None = None
-        is_denied = False
+        seen = denied = 0
         for node in [*others[:BUCKET_WITNESSES_MAX], by]:
             try:
                 is_there, is_relayed = await self._looked(upload, node)
@@ -136,12 +136,13 @@ class AskedUploads:
                 failure = error
                 continue
             # It may hand on what it has itself, and was not put there.
-            if is_there and not (is_denied and is_relayed):
+            if is_there and not (denied and is_relayed):
                 return True
-            is_denied = True
-        if failure is not None and not is_denied:
+            seen, denied = seen + is_there, denied + (not is_there)
+        if failure is not None and not denied:
             raise failure
-        return False
+        # One who denies it does not outweigh those who show it.
+        return seen > denied
 
     async def _looked(self, upload: Upload, node: NodeId) -> tuple[bool, bool]:
         """(whether it is there, whether that is the word of the member `node`). BucketErrors."""

@@ -31,6 +31,7 @@ from kachery_p2p.limits import (
     BUCKET_PROVIDER_S,
     BUCKET_RELAYS_MAX,
     BUCKET_RELAYS_PER_PEER_MAX,
+    BUCKET_REST_S_MIN,
     BUCKET_SIGNED_S,
     BUCKET_TOLD_ATTRIBUTES_MAX,
     BUCKET_TOLD_CHARS_MAX,
@@ -182,13 +183,14 @@ class Providing:
         until, known, fault = self._judged.get(channel, (0.0, bucket, None))
         if known is bucket and trio.current_time() < until:
             return fault
-        fault = None
+        fault, believed_s = None, BUCKET_PROVIDER_S
         try:
             if await self._in_thread(lambda: owner_of(bucket)) not in (None, channel):
                 fault = _refusal
         except PeerError as error:
-            fault = functools.partial(type(error), str(error))
-        self._judged[channel] = (trio.current_time() + BUCKET_PROVIDER_S, bucket, fault)
+            # What may be over in a moment is no judgement.
+            fault, believed_s = functools.partial(type(error), str(error)), BUCKET_REST_S_MIN
+        self._judged[channel] = (trio.current_time() + believed_s, bucket, fault)
         return fault
 
     async def _in_thread(self, work: Any) -> Any:

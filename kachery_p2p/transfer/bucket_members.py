@@ -49,8 +49,9 @@ from kachery_p2p.wire.bucket_messages import LEFT_OUT
 
 PUTS, READS = "puts", "reads"
 # A second member is asked for a look before whoever looks gives the bucket up.
+_LOOK = "bucket look"
 _ANSWER_S_MAX = {
-    "bucket look": HAVE_S_MAX / 2,
+    _LOOK: HAVE_S_MAX / 2,
     "bucket read": REQUEST_S_MAX,
     "bucket put": REQUEST_S_MAX,
 }
@@ -111,7 +112,7 @@ class BucketMembers:
 
         Raises AbsentError if none has it, and BucketErrors.
         """
-        told, teller = await self._ask("bucket look", {"key": key}, READS, key, by=by)
+        told, teller = await self._ask(_LOOK, {"key": key}, READS, key, by=by)
         attributes = {one["name"]: one["value"] for one in told["attributes"]}
         return Lent(told["size"], attributes, told["query"], told["valid_s"], teller)
 
@@ -168,17 +169,23 @@ class BucketMembers:
         if not providers:
             raise no_provider(self._name)
         first = turn % len(providers)
+        asked = providers[first:] + providers[:first]
+        # In no turn is whoever was wrong about it asked before the others.
+        asked.sort(key=lambda session: self._standing(key, session.peer)[0])
         failure: BucketError | None = None
         left_out: tuple[dict[str, Any], NodeId] | None = None
-        for session in providers[first:] + providers[:first]:
+        is_refused = False
+        for session in asked:
+            # Whoever is asked last need not leave time for others.
+            answer_s = REQUEST_S_MAX if session is asked[-1] else _ANSWER_S_MAX[op]
             try:
-                told = await session.request(op, {**self._where, **body}, _ANSWER_S_MAX[op])
+                told = await session.request(op, {**self._where, **body}, answer_s)
                 if told.get("state") != LEFT_OUT:
                     return told, session.peer
                 # What one does not put there, for its limits or its whim, another may.
                 left_out = left_out or (told, session.peer)
             except PeerRefusedError:
-                continue
+                is_refused = True
             except PeerBusyError as error:
                 failure = BucketBusyError(f"{session.name} {error}", hint="it is tried again later")
             except PeerError as error:
@@ -190,7 +197,10 @@ class BucketMembers:
                 )
         if failure is None and left_out is not None:
             return left_out
-        raise failure or AbsentError
+        if failure is not None and not (is_refused and op == _LOOK):
+            raise failure
+        # Of what is absent one answer is enough: it is no failure that others gave none.
+        raise AbsentError
 
     def _standing(self, key: str, node: NodeId) -> tuple[float, float]:
         """Who is asked first: the least."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import trio
 
 from kachery_p2p.bucket.layout import key_of, page_span, root_object_span, tables_key
-from kachery_p2p.bucket.reading import Readable, Whose
+from kachery_p2p.bucket.reading import OF_WORDS, Readable, Whose
 from kachery_p2p.content.hashes import ContentHash, Root
 from kachery_p2p.content.manifests import RootObject, chunk_count, chunk_length, page_count
 from kachery_p2p.errors import (
@@ -129,9 +129,11 @@ class BucketSource:
         """A fault of the bucket, or of whoever was asked about it, as that of any source."""
         self._buckets.forget(self._place, self._content)
         is_busy = isinstance(error, BucketBusyError)
-        if not is_busy and self.disbelieve() is Whose.NEW_MEMBERS:
-            # A size that was made up makes reading fail, whoever reads: others may say another.
+        # A size that was made up makes reading fail, whoever reads: others may say another.
+        is_new = not is_busy and self.disbelieve() is Whose.NEW_MEMBERS
+        if is_new and isinstance(error, OF_WORDS):
             return VerificationError(str(error))
+        # Whoever is away for a moment is waited for, as any source is.
         return as_peer_error(error)
 
 

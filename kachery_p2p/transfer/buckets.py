@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from kachery_p2p.bucket.reading import Meta, Readable
+from kachery_p2p.bucket.layout import key_of
+from kachery_p2p.bucket.reading import OF_WORDS, Meta, Readable, believed
 from kachery_p2p.content.hashes import ContentHash
 from kachery_p2p.errors import BucketBusyError, BucketEncryptionError, KacheryError
 from kachery_p2p.limits import (
@@ -38,6 +39,10 @@ class Kept(NamedTuple):
     place: Readable
     channel: str
     meta: Meta
+
+
+def _looked(place: Readable, content: ContentHash) -> Meta | None:
+    return believed(place, [key_of(content)], lambda: place.look(content), OF_WORDS)
 
 
 class _State:
@@ -125,7 +130,7 @@ class Buckets:
         meta = self._remembered(place, content)
         if meta is False and not self.rests(place):
             try:
-                meta = await self.run(lambda: place.look(content))
+                meta = await self.run(lambda: _looked(place, content))
             except KacheryError as error:
                 self.failed(place, error)
                 return

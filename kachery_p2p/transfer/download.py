@@ -34,7 +34,7 @@ from kachery_p2p.errors import (
     RootMismatchError,
     UriInconsistentError,
 )
-from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX
+from kachery_p2p.limits import CLAIM_ATTEMPTS_MAX, FIND_S_MAX, ROOTS_TRIED_MAX
 from kachery_p2p.store.blobs import BlobStore
 from kachery_p2p.store.grants import Grants
 from kachery_p2p.transfer.buckets import Buckets
@@ -218,7 +218,8 @@ class Downloads:
             believed |= self.liars.is_believed(call.content, node, claim.pinned)
             return call.may_begin(claim) and believed and self._may_use(claim, call.only)
 
-        if len(call.wrong_roots) >= CLAIM_ATTEMPTS_MAX:
+        tried = call.wrong_roots | {root for root, _, _ in call.given_up}
+        if len(call.wrong_roots) >= CLAIM_ATTEMPTS_MAX or len(tried) >= ROOTS_TRIED_MAX:
             raise self._nobody(call)
         # With something tried already there is nothing to wait for.
         patience_s = 0.0 if call.failures else FIND_S_MAX
