@@ -779,6 +779,9 @@ NEIGHBOUR_QUESTIONS_MAX = 8
 NEIGHBOUR_ANSWER_S_MAX = 2.0
 # What we tell neighbours is brought up to date this often: channels, the day, network interfaces.
 NEIGHBOURS_REFRESH_S = 30.0
+# And those heard are told to the address book anew this often, should it have forgotten them: as
+# often as hearsay is forgotten.
+NEIGHBOURS_NOTED_S = 600.0
 # No multicast, or no network yet: looked for again after this.
 NEIGHBOURS_RETRY_S = 300.0
 # Goodbye to the neighbours: three packets, 125 ms apart.

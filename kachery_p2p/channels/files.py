@@ -322,7 +322,8 @@ def _check_known(
         return
     with changing(config_dir):
         now = joined_one(config_dir, known.name)
-        write_joined(config_dir, now._replace(bootstrap=file.bootstrap, secret_env=file.secret_env))
+        told = now._replace(bootstrap=file.bootstrap, secret_env=file.secret_env, invited=False)
+        write_joined(config_dir, told)
 
 
 def _check_known_owned(known: Joined, file: ChannelFile | None, environ: Mapping[str, str]) -> None:

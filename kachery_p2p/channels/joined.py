@@ -58,6 +58,8 @@ class Joined(NamedTuple):
     # The environment variable that may repeat the secret at start.
     secret_env: str = SECRET_ENV
     kind: str = KIND
+    # True if an invite told the addresses, and not the user.
+    invited: bool = False
 
 
 # --- what is joined -----------------------------------------------------------------------
@@ -173,6 +175,8 @@ def write_joined(config_dir: str, channel: Joined) -> None:
         f'secret_env = "{channel.secret_env}"\n'
         f"bootstrap = [\n{bootstrap}]\n"
     )
+    if channel.invited:
+        text += "invited = true\n"
     write_private(state_path(config_dir, channel.name), text)
 
 
@@ -209,6 +213,7 @@ def _checked(found: Joined, name: str) -> Joined:
         and not found.id.strip(_HEX_DIGITS)
         and type(found.joined_at) is int
         and type(found.shared_list) is bool
+        and type(found.invited) is bool
     )
     if not sound:
         raise ValueError(name)

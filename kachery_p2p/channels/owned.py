@@ -132,6 +132,7 @@ def _enter(
         shared_list=not joined(config_dir),
         bootstrap=check_bootstrap(bootstrap, "bootstrap"),
         kind=OWNED,
+        invited=bool(bootstrap),
     )
     with explaining(state_path(config_dir, name)):
         write_private(secret_path(config_dir, name), secret.hex() + "\n")

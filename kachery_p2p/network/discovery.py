@@ -53,7 +53,7 @@ class Contact:
         self.tried = False
         self.in_flight = False
         self.first_due_at: float | None = None
-        # How many addresses further on the next dial begins.
+        # How many addresses further on the next dial begins, behind the first.
         self.turn = 0
         self.reached_at: float | None = None
 
@@ -66,11 +66,12 @@ class Contact:
     def next_addresses(self) -> tuple[str, ...]:
         """Those for the next dial, which may not have the time for all of them.
 
-        Each dial begins one further than the last: dead ones in front must not hide the rest.
+        The best is always the first: it may be back. Behind it each dial begins one further than
+        the last: dead ones in front must not hide the rest.
         """
-        found = self.addresses
-        at = self.turn % len(found) if found else 0
-        return found[at:] + found[:at]
+        best, rest = self.addresses[:1], self.addresses[1:]
+        at = self.turn % len(rest) if rest else 0
+        return best + rest[at:] + rest[:at]
 
     @property
     def vouched(self) -> bool:
@@ -209,16 +210,17 @@ class AddressBook:
     ) -> list[tuple[NodeId, tuple[str, ...]]]:
         """The nodes to dial now: at most `room` that are vouched for, and `hearsay_room` others.
 
-        Whom the user named goes first, then who failed least, and of hearsay the tellers take
-        turns. Each stays out until `reached`, `failed` or `lost` is told; who finds no room waits
-        here, where it can be met, told of anew or forgotten.
+        Whom the user named goes first, then who failed least, then who waits longest; and of
+        hearsay the tellers take turns. Each stays out until `reached`, `failed` or `lost` is told;
+        who finds no room waits here, where it can be met, told of anew or forgotten.
         """
         out = [(n, c) for n, c in self._contacts.items() if n not in self._connected]
         waiting = [(n, c) for n, c in out if not c.in_flight and c.due_at <= now]
         for _, contact in waiting:
             if contact.first_due_at is None:
                 contact.first_due_at = now
-        waiting.sort(key=lambda found: (not found[1].wanted_by_user, found[1].failures))
+        # Among equals who waits longest: the number of failures ends at 16.
+        waiting.sort(key=lambda one: (not one[1].wanted_by_user, one[1].failures, one[1].due_at))
         due = [found for found in waiting if found[1].vouched][:room]
         hearsay = [found for found in waiting if not found[1].vouched]
         turns = Counter(t for _, c in out if c.in_flight and not c.vouched for t in c.hearsay)

@@ -26,6 +26,7 @@ from kachery_p2p.limits import (
     NEIGHBOURS_AT_ONCE_MAX,
     NEIGHBOURS_LEAVE_S_MAX,
     NEIGHBOURS_MAX,
+    NEIGHBOURS_NOTED_S,
     NEIGHBOURS_REFRESH_S,
     NEIGHBOURS_RETRY_S,
 )
@@ -108,7 +109,7 @@ class LocalNetwork:
         return why
 
     async def _keep_up_to_date(self, responder: Responder) -> None:
-        about = None
+        about, again_at = None, 0.0
         while True:
             self._wake = trio.Event()
             keys, days = tuple(self._discovery_keys()), days_at(self._now())
@@ -116,8 +117,12 @@ class LocalNetwork:
             if about != (keys, days, addresses):
                 about = (keys, days, addresses)
                 responder.tell(self._publication(keys, days, addresses))
-            # Each time: the book forgets hearsay, and takes none while it is full.
-            self._note(self._neighbours.members(keys, days))
+                again_at = 0.0
+            if trio.current_time() >= again_at:
+                # Again and again: the book forgets hearsay, and takes none while it is full. Not
+                # more often: who has its tags and is no member any more is dialled each time.
+                self._note(self._neighbours.members(keys, days))
+                again_at = trio.current_time() + NEIGHBOURS_NOTED_S
             with trio.move_on_after(NEIGHBOURS_REFRESH_S):
                 await self._wake.wait()
 

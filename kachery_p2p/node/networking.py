@@ -129,10 +129,11 @@ async def networking(parts: Parts, link: Link) -> AsyncIterator[NetworkParts]:
 
 def _address_book(parts: Parts) -> AddressBook:
     book = AddressBook(parts.node_id)
-    for node, addresses in load_peers(parts.config.peers_path).items():
-        book.add(node, addresses, proved=True)
+    # First: a book full of members takes no more.
     for address in parts.invited_at:
         book.add(_node_in(address), [address], proved=True, by_invite=True)
+    for node, addresses in load_peers(parts.config.peers_path).items():
+        book.add(node, addresses, proved=True)
     for address in parts.bootstrap:
         book.add(_node_in(address), [address], by_user=True)
     return book

@@ -168,15 +168,15 @@ def _memberships(
 ) -> tuple[Memberships, tuple[str, ...], tuple[str, ...]]:
     """The channels asked for, joining them if need be, and those joined earlier; whom to dial.
 
-    Last the addresses that invites told: owned channels have no others of their own.
+    Last the addresses that invites told.
     """
     for name in config.channels:
         environ = config.environment()
         resolve(name, config.config_dir, os.getcwd(), environ, announce, config.label)
     known = joined(config.config_dir)
     channels = tuple(load_channel(config.config_dir, channel.name) for channel in known)
-    told = [address for c in known if c.kind != OWNED for address in c.bootstrap]
-    invited_at = tuple(address for c in known if c.kind == OWNED for address in c.bootstrap)
+    told = [address for c in known if not c.invited for address in c.bootstrap]
+    invited_at = tuple(address for c in known if c.invited for address in c.bootstrap)
     histories = [load_history(config.config_dir, c.name) for c in known if c.kind == OWNED]
     told += [address for history in histories for address in history.roster.bootstrap]
     given = addresses_in(config.bootstrap, config.places_path)

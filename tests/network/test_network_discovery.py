@@ -240,22 +240,41 @@ def test_tellers_take_turns() -> None:
     assert made.due(1, hearsay_room=1) == [(node(BOB), (address(BOB),))]
 
 
-def test_each_dial_begins_one_address_further_until_there_is_news() -> None:
+def test_behind_the_best_address_each_dial_begins_one_further() -> None:
     """Three addresses that swallow packets once used up the time of every dial."""
     made = book()
     ports = [address(ALICE, port=n) for n in (1, 2, 3)]
     made.add(node(ALICE), ports, proved=True)
-    firsts = []
-    for dial in range(4):
-        firsts.append(made.due(100 * dial)[0][1][0])
+    tried = []
+    for dial in range(3):
+        tried.append(made.due(100 * dial)[0][1])
         made.failed(node(ALICE), 100 * dial, 1.0)
-    assert firsts == [*ports, ports[0]]
+    one, two, three = ports
+    assert tried == [(one, two, three), (one, three, two), (one, two, three)], (
+        "the best may be back"
+    )
     made.add(node(ALICE), [address(ALICE, port=4), *ports], proved=True)
     assert made.due(400)[0][1][0] == address(ALICE, port=4)
     made.failed(node(ALICE), 400, 1.0)
     made.reached(node(ALICE), 500)
     made.lost(node(ALICE), 600, 1.0)
     assert made.due(700)[0][1][0] == address(ALICE, port=4), "it was reached there"
+
+
+def test_who_waits_longest_is_dialled_first_when_all_have_failed_as_often() -> None:
+    """Once the first of the book had all the room, and one behind them that was back none."""
+    made = book()
+    names = [ALICE + number for number in range(6)]
+    for name in names:
+        made.add(node(name), [address(name)], proved=True)
+    now, dialled = 0.0, []
+    for _ in range(40 * len(names)):
+        for who, _ in made.due(now, 2, 0):
+            dialled.append(who)
+            made.failed(who, now, 1.0)
+        now += 30.0
+    latest = dialled[-2 * len(names) :]
+    assert set(latest) == {node(name) for name in names}
 
 
 def test_hearsay_is_not_awaited_for_long_and_who_is_vouched_for_is() -> None:

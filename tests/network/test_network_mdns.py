@@ -30,6 +30,7 @@ from kachery_p2p.limits import (
     NEIGHBOURS_AT_ONCE_MAX,
     NEIGHBOURS_LEAVE_S_MAX,
     NEIGHBOURS_MAX,
+    NEIGHBOURS_NOTED_S,
     NEIGHBOURS_PER_S_MAX,
     NEIGHBOURS_REFRESH_S,
 )
@@ -691,6 +692,8 @@ async def test_a_member_that_the_book_forgot_is_in_it_again_without_a_new_packet
         await trio.sleep(1)
         assert who in alice.knows()
         del alice.book._contacts[who]
-        await trio.sleep(NEIGHBOURS_REFRESH_S)
+        await trio.sleep(2 * NEIGHBOURS_REFRESH_S)
+        assert who not in alice.knows(), "one that is no member is not dialled all the time"
+        await trio.sleep(NEIGHBOURS_NOTED_S)
         assert who in alice.knows()
         nursery.cancel_scope.cancel()
